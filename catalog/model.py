@@ -1,0 +1,290 @@
+"""The catalogue's declarations as immutable values: tables, columns, references, document fields, targeting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+HANDLER_PREFIX = "handler:"
+SIGNAL_PREFIX = "signal:"
+
+
+class ValueType(StrEnum):
+    """Types of columns and fields."""
+
+    STRING = "string"
+    INT = "int"
+    FLOAT = "float"
+    BOOL = "bool"
+    BYTES = "bytes"
+    TIME = "time"
+    """Microseconds since the Unix epoch, UTC."""
+    JSON = "json"
+    """Text that the consuming handler parses and judges."""
+    STRING_LIST = "list<string>"
+    INT_LIST = "list<int>"
+    VECTOR = "vector"
+    """Little-endian float32 array of the declared number of dimensions, as bytes."""
+
+
+class Family(StrEnum):
+    """Column families: what is read together is kept together."""
+
+    CONTROL = "control"
+    CONTENT = "content"
+    DERIVED = "derived"
+    SERVABLE = "servable"
+    META = "meta"
+
+
+class LaneName(StrEnum):
+    """Priority classes."""
+
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+
+
+class Destination(StrEnum):
+    """Where a document field goes in Manas besides the forward index."""
+
+    FORWARD = "forward"
+    TERM = "term"
+    """Exact values in the inverted index."""
+    TEXT = "text"
+    """Normalised terms in the inverted index; the value is a list<string> of terms."""
+    NUMERIC = "numeric"
+    """Range filters."""
+    VECTOR = "vector"
+    """Nearest neighbours."""
+    TARGETING = "targeting"
+    """Targeting terms: matched against the request's dimensions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a Storage Repo table. `source` is "dbtable.column", "handler:NAME" or "signal:NAME"."""
+
+    table: str
+    name: str
+    type: ValueType
+    family: Family
+    source: str
+    line: int
+    dims: int = 0
+    values: tuple[str, ...] = ()
+    max_bytes: int = 65_536
+
+    @property
+    def ref(self) -> str:
+        """table.column, the name that handlers use."""
+        return f"{self.table}.{self.name}"
+
+    @property
+    def cell(self) -> str:
+        """family:qualifier, the name that the Repo uses."""
+        return f"{self.family.value}:{self.name}"
+
+    @property
+    def handler(self) -> str | None:
+        """Name of the handler that derives it, if one does."""
+        return self.source.removeprefix(HANDLER_PREFIX) if self.source.startswith(HANDLER_PREFIX) else None
+
+    @property
+    def signal(self) -> str | None:
+        """Name of the content signal that brings it, if one does."""
+        return self.source.removeprefix(SIGNAL_PREFIX) if self.source.startswith(SIGNAL_PREFIX) else None
+
+    @property
+    def source_table(self) -> str | None:
+        """Ads DB table that it comes from, if it does."""
+        return self.source.split(".", 1)[0] if self.handler is None and self.signal is None else None
+
+    @property
+    def source_column(self) -> str | None:
+        """Ads DB column that it comes from, if it does."""
+        return self.source.split(".", 1)[1] if self.source_table is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a table's entities are in the ads DB: the main table with its key, and 1:1 satellites by their key."""
+
+    table: str
+    key: str
+    satellites: Mapping[str, str] = field(default_factory=dict)
+
+    def tables(self) -> dict[str, str]:
+        """Ads DB table -> its column that holds the entity's key."""
+        return {self.table: self.key, **self.satellites}
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Rows of `table` point to a row of `target` by `column`; `index_table` turns that round into a prefix scan."""
+
+    table: str
+    target: str
+    column: str
+
+    @property
+    def index_table(self) -> str:
+        """Index table: row key = target row, U+001F, referring row."""
+        return f"{self.table}_by_{self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A Storage Repo table of entities or of documents."""
+
+    name: str
+    owner: str
+    lane: LaneName
+    key_type: ValueType
+    columns: Mapping[str, Column]
+    references: tuple[Reference, ...]
+    source: Source | None
+    line: int
+    root: str | None = None
+    """For the document table: the table that has one row per document."""
+    freshness_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of the servable document."""
+
+    name: str
+    column: Column
+    index: Destination
+    line: int
+    critical: bool = False
+    coverage: float = 0.0
+    """Share of documents that must have it before a base index may ship, 0..1."""
+
+    @property
+    def type(self) -> ValueType:
+        """Type of the value in the document."""
+        return self.column.type
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """A targeting dimension: what a request may say about itself and an ad may demand."""
+
+    name: str
+    type: ValueType
+    multi: bool = False
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Which fields play which part in Manas."""
+
+    bid: str
+    starts: str
+    ends: str
+    budget_key: str
+    """Field whose value names the budget (a campaign) that the document spends from."""
+    quality: str | None = None
+    price: str | None = None
+    currency: str | None = None
+    text: str | None = None
+    vector: str | None = None
+    targeting: str | None = None
+    diversity: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All declarations. Immutable; made by `load_catalog`."""
+
+    name: str
+    file: str
+    tables: Mapping[str, Table]
+    document_table: str
+    root: str
+    fields: Mapping[str, Field]
+    dimensions: Mapping[str, Dimension]
+    serving: Serving
+    fingerprint: str
+    """Hash of the file: says with which declarations something was built."""
+
+    def column(self, ref: str) -> Column:
+        """Return the column named "table.column". Raises KeyError."""
+        table, _, name = ref.partition(".")
+        return self.tables[table].columns[name]
+
+    def references(self) -> tuple[Reference, ...]:
+        """All references between tables."""
+        return tuple(r for t in self.tables.values() for r in t.references)
+
+    def entity_tables(self) -> tuple[Table, ...]:
+        """Tables that come from the ads DB."""
+        return tuple(t for t in self.tables.values() if t.source is not None)
+
+    def source_tables(self) -> dict[str, tuple[Table, str]]:
+        """Ads DB table -> (Repo table, ads DB column with the entity's key)."""
+        return {
+            source_table: (table, key)
+            for table in self.entity_tables()
+            if table.source is not None
+            for source_table, key in table.source.tables().items()
+        }
+
+    def join_path(self, root: str) -> dict[str, Reference]:
+        """Tables that a row of `root` joins with, parents in breadth-first order -> the reference that leads there."""
+        path: dict[str, Reference] = {}
+        queue = [root]
+        while queue:
+            for reference in self.tables[queue.pop(0)].references:
+                if reference.target not in path and reference.target != root:
+                    path[reference.target] = reference
+                    queue.append(reference.target)
+        return path
+
+    def repo_tables(self) -> list[tuple[str, tuple[str, ...]]]:
+        """(table, families) of every Repo table, index tables included."""
+        tables = [
+            (
+                t.name,
+                tuple(
+                    sorted(
+                        {c.family.value for c in t.columns.values()}
+                        | {Family.META.value}
+                        | ({Family.SERVABLE.value} if t.root else set())
+                    )
+                ),
+            )
+            for t in self.tables.values()
+        ]
+        return tables + [(r.index_table, (Family.META.value,)) for r in self.references()]
+
+
+# Cells that the pipeline itself keeps on rows; no handler watches them, so they never cause a notification.
+SOURCE_VERSION = "meta:source_version"
+"""Version of the ads DB state in the row (change feed position), msgpack int."""
+DELETED = "meta:deleted"
+"""Present (msgpack true) while the entity is deleted at the source; keeps late older updates out."""
+RUN = "meta:run"
+"""Written by every Argus run of a row, so that two racing runs always conflict; msgpack [snapshot_ts, code_version]."""
+DOCUMENT_BODY = "servable:body"
+"""Canonical bytes of the servable document; a tombstone means: must not be served."""
+DOCUMENT_BLOCKED = "meta:blocked"
+"""Why a document is not servable: msgpack list of sentences, the first cause first."""
+TIMELINE = "meta:timeline"
+"""Serialized messaging Header of the update that last changed the document."""
+INDEX_CELL = "meta:ref"
+"""The only cell of an index row."""
+
+
+def signal_version_cell(signal: str) -> str:
+    """Cell that keeps the version of a content signal on its row."""
+    return f"meta:signal_version.{signal}"
+
+
+def handler_error_cell(handler: str) -> str:
+    """Cell that keeps what a handler refused or failed at on this row, msgpack [reason, sentence]."""
+    return f"meta:error.{handler}"

@@ -1,0 +1,29 @@
+"""Text analysis, the same for documents and for queries: a term matches only what was analysed alike."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_POSSESSIVE = re.compile(r"(?:'s?)+$")
+_DROPPED = frozenset({"Mn", "Mc", "Me", "Cf"})
+"""Marks, and format characters such as the soft hyphen: neither may split a word."""
+MAX_TERM_LENGTH = 64
+"""Longer runs of letters are identifiers or noise, and would bloat the term dictionary."""
+
+
+def analyze(text: str) -> list[str]:
+    """Return the terms of `text` in order: compatibility-normalised, case-folded, without marks.
+
+    Analysing terms again changes nothing. Vowel signs of Indic scripts are marks too, and fall away with accents.
+    """
+    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    stripped = "".join(c for c in folded if unicodedata.category(c) not in _DROPPED)
+    words = (word.replace("’", "'") for word in _WORD.findall(stripped))
+    return [_POSSESSIVE.sub("", word[:MAX_TERM_LENGTH]) for word in words]
+
+
+def unique_terms(*texts: str | None) -> list[str]:
+    """Return the sorted set of terms of some texts, missing ones passed over."""
+    return sorted({term for text in texts if text for term in analyze(text)})

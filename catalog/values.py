@@ -1,0 +1,160 @@
+"""Typed values: their encoding in cells and messages, and the check that a value is what its column declares.
+
+Encoding: MessagePack of the value; null is the empty byte string in messages and a tombstone in the Repo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from catalog._exceptions import InvalidValue
+from catalog.model import Column, ValueType
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_TIMES = tuple((t.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND for t in (datetime.min, datetime.max))
+"""Years 1 to 9999: what `datetime_of` and every database can show."""
+_SHOWN = 60
+"""Characters of a refused value that an error quotes: the value may have megabytes."""
+_INT64 = (-(1 << 63), (1 << 63) - 1)
+_INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
+
+encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+
+
+def decode(data: bytes | None) -> Any:
+    """Return the value of encoded bytes; None and b"" give None. Raises msgspec.DecodeError."""
+    try:
+        return _decode(data) if data else None
+    except (UnicodeDecodeError, RecursionError) as error:  # msgspec lets these two through
+        raise msgspec.DecodeError(f"MessagePack data is malformed: {error}") from error
+
+
+def micros_of(moment: datetime) -> int:
+    """Return microseconds since the epoch; a naive datetime is taken as UTC."""
+    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+
+
+def datetime_of(micros: int) -> datetime:
+    """Return the UTC datetime of microseconds since the epoch."""
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+def check(column: Column, value: Any) -> Any:
+    """Return `value` as the column's type, converting only what loses nothing. Raises InvalidValue.
+
+    Accepts what databases and JSON give: text as bytes, whole floats for int, 0/1 for bool, ISO text for times.
+    `max_bytes` bounds text and bytes, and lists by their encoded size.
+    """
+    if value is None:
+        return None
+    checked = _check_type(column, value)
+    size = _size_of(column, checked)
+    if size > column.max_bytes:
+        raise InvalidValue(
+            column.ref, "value_too_large", f"{size} bytes, but the catalogue allows {column.max_bytes} (max_bytes)"
+        )
+    if column.values and checked not in column.values:
+        raise InvalidValue(column.ref, "value_not_allowed", f"{_quote(checked)} is none of {', '.join(column.values)}")
+    return checked
+
+
+def _size_of(column: Column, checked: Any) -> int:
+    if isinstance(checked, bytes):
+        return len(checked)
+    if not isinstance(checked, str | list):
+        return 0
+    try:
+        return len(checked.encode() if isinstance(checked, str) else encode(checked))
+    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can carry
+        text = f"not Unicode text: {error.reason} at character {error.start}"
+        raise InvalidValue(column.ref, "invalid_utf8", text) from None
+
+
+def _quote(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
+
+
+def _check_type(column: Column, value: Any) -> Any:
+    kind = column.type
+    if isinstance(value, bytes | bytearray | memoryview) and kind not in (ValueType.BYTES, ValueType.VECTOR):
+        try:
+            value = bytes(value).decode()
+        except UnicodeDecodeError as error:
+            raise InvalidValue(
+                column.ref, "invalid_utf8", f"not UTF-8 at byte {error.start}: {bytes(value)[:40]!r}"
+            ) from None
+    match kind:
+        case ValueType.STRING | ValueType.JSON:
+            if isinstance(value, str):
+                return value
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return str(value)
+        case ValueType.INT:
+            if isinstance(value, bool):
+                return int(value)
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)
+            if isinstance(value, str) and _INTEGER.fullmatch(value):
+                value = int(value)
+            if isinstance(value, int):
+                return _within(column, value, _INT64, "64 bits")
+        case ValueType.FLOAT:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                try:
+                    number = float(value)
+                except OverflowError:
+                    number = math.inf
+                if math.isfinite(number):
+                    return number
+                raise InvalidValue(column.ref, "out_of_range", f"{_quote(value)} is not a finite number")
+        case ValueType.BOOL:
+            if value in (0, 1):
+                return bool(value)
+        case ValueType.TIME:
+            return _time_of(column, value)
+        case ValueType.BYTES:
+            if isinstance(value, bytes | bytearray | memoryview):
+                return bytes(value)
+        case ValueType.STRING_LIST:
+            if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+                return list(value)
+        case ValueType.INT_LIST:
+            if isinstance(value, list | tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+                return [_within(column, v, _INT64, "64 bits") for v in value]
+        case ValueType.VECTOR:
+            if isinstance(value, bytes | bytearray | memoryview) and len(vector := bytes(value)) == 4 * column.dims:
+                if np.isfinite(np.frombuffer(vector, dtype="<f4")).all():
+                    return vector
+                raise InvalidValue(column.ref, "out_of_range", "a component of the vector is not a finite number")
+            text = f"expected {column.dims} float32 values ({4 * column.dims} bytes), got {type(value).__name__}"
+            raise InvalidValue(column.ref, "bad_type", text)
+    raise InvalidValue(column.ref, "bad_type", f"expected {kind.value}, got {type(value).__name__} {_quote(value)}")
+
+
+def _within(column: Column, value: int, bounds: tuple[int, ...], what: str) -> int:
+    if bounds[0] <= value <= bounds[1]:
+        return value
+    shown = value if value.bit_length() < 128 else f"a number of {value.bit_length()} bits"
+    raise InvalidValue(column.ref, "out_of_range", f"{shown} does not fit {what}")
+
+
+def _time_of(column: Column, value: Any) -> int:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):  # text that is no time is refused below
+            value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        value = micros_of(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _within(column, value, _TIMES, "the years 1 to 9999")
+    text = f"expected a time like 2026-01-31 12:00:00 (UTC), got {type(value).__name__} {_quote(value)}"
+    raise InvalidValue(column.ref, "bad_type", text)
