@@ -1,0 +1,1 @@
+"""Generated protobuf and gRPC code; `python -m messaging.generate` makes it from adsindex.proto."""

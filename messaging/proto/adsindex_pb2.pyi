@@ -1,0 +1,345 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Lane(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LANE_UNSPECIFIED: _ClassVar[Lane]
+    LANE_HIGH: _ClassVar[Lane]
+    LANE_MEDIUM: _ClassVar[Lane]
+    LANE_LOW: _ClassVar[Lane]
+LANE_UNSPECIFIED: Lane
+LANE_HIGH: Lane
+LANE_MEDIUM: Lane
+LANE_LOW: Lane
+
+class Hop(_message.Message):
+    __slots__ = ("stage", "entered_us", "left_us")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ENTERED_US_FIELD_NUMBER: _ClassVar[int]
+    LEFT_US_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    entered_us: int
+    left_us: int
+    def __init__(self, stage: _Optional[str] = ..., entered_us: _Optional[int] = ..., left_us: _Optional[int] = ...) -> None: ...
+
+class Header(_message.Message):
+    __slots__ = ("trace_id", "lane", "origin_us", "hops")
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_US_FIELD_NUMBER: _ClassVar[int]
+    HOPS_FIELD_NUMBER: _ClassVar[int]
+    trace_id: str
+    lane: Lane
+    origin_us: int
+    hops: _containers.RepeatedCompositeFieldContainer[Hop]
+    def __init__(self, trace_id: _Optional[str] = ..., lane: _Optional[_Union[Lane, str]] = ..., origin_us: _Optional[int] = ..., hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ...) -> None: ...
+
+class Change(_message.Message):
+    __slots__ = ("header", "source_table", "key", "position")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_TABLE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    source_table: str
+    key: str
+    position: int
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., source_table: _Optional[str] = ..., key: _Optional[str] = ..., position: _Optional[int] = ...) -> None: ...
+
+class Column(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: bytes
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+
+class EntityUpdate(_message.Message):
+    __slots__ = ("header", "table", "row", "source_version", "source", "deleted", "columns")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    table: str
+    row: str
+    source_version: int
+    source: str
+    deleted: bool
+    columns: _containers.RepeatedCompositeFieldContainer[Column]
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., table: _Optional[str] = ..., row: _Optional[str] = ..., source_version: _Optional[int] = ..., source: _Optional[str] = ..., deleted: _Optional[bool] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ...) -> None: ...
+
+class FanOut(_message.Message):
+    __slots__ = ("root", "cursor", "chunks_done")
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_DONE_FIELD_NUMBER: _ClassVar[int]
+    root: str
+    cursor: str
+    chunks_done: int
+    def __init__(self, root: _Optional[str] = ..., cursor: _Optional[str] = ..., chunks_done: _Optional[int] = ...) -> None: ...
+
+class Notification(_message.Message):
+    __slots__ = ("header", "table", "row", "columns", "commit_ts", "writer", "fan_out", "refresh")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_TS_FIELD_NUMBER: _ClassVar[int]
+    WRITER_FIELD_NUMBER: _ClassVar[int]
+    FAN_OUT_FIELD_NUMBER: _ClassVar[int]
+    REFRESH_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    table: str
+    row: str
+    columns: _containers.RepeatedScalarFieldContainer[str]
+    commit_ts: int
+    writer: str
+    fan_out: FanOut
+    refresh: bool
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., table: _Optional[str] = ..., row: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., commit_ts: _Optional[int] = ..., writer: _Optional[str] = ..., fan_out: _Optional[_Union[FanOut, _Mapping]] = ..., refresh: _Optional[bool] = ...) -> None: ...
+
+class DocumentDelta(_message.Message):
+    __slots__ = ("header", "document_id", "version", "deleted", "body")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    document_id: str
+    version: int
+    deleted: bool
+    body: bytes
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., document_id: _Optional[str] = ..., version: _Optional[int] = ..., deleted: _Optional[bool] = ..., body: _Optional[bytes] = ...) -> None: ...
+
+class BudgetState(_message.Message):
+    __slots__ = ("header", "campaign_id", "version", "deleted", "daily_micros", "lifetime_micros", "spent_today_micros", "spent_total_micros", "currency")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CAMPAIGN_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    DAILY_MICROS_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_MICROS_FIELD_NUMBER: _ClassVar[int]
+    SPENT_TODAY_MICROS_FIELD_NUMBER: _ClassVar[int]
+    SPENT_TOTAL_MICROS_FIELD_NUMBER: _ClassVar[int]
+    CURRENCY_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    campaign_id: str
+    version: int
+    deleted: bool
+    daily_micros: int
+    lifetime_micros: int
+    spent_today_micros: int
+    spent_total_micros: int
+    currency: str
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., campaign_id: _Optional[str] = ..., version: _Optional[int] = ..., deleted: _Optional[bool] = ..., daily_micros: _Optional[int] = ..., lifetime_micros: _Optional[int] = ..., spent_today_micros: _Optional[int] = ..., spent_total_micros: _Optional[int] = ..., currency: _Optional[str] = ...) -> None: ...
+
+class DeadLetter(_message.Message):
+    __slots__ = ("header", "stage", "handler", "reason", "error", "detail", "topic", "partition", "offset", "payload", "payload_type", "at_us", "table", "row")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    HANDLER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_TYPE_FIELD_NUMBER: _ClassVar[int]
+    AT_US_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    stage: str
+    handler: str
+    reason: str
+    error: str
+    detail: str
+    topic: str
+    partition: int
+    offset: int
+    payload: bytes
+    payload_type: str
+    at_us: int
+    table: str
+    row: str
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., stage: _Optional[str] = ..., handler: _Optional[str] = ..., reason: _Optional[str] = ..., error: _Optional[str] = ..., detail: _Optional[str] = ..., topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., payload: _Optional[bytes] = ..., payload_type: _Optional[str] = ..., at_us: _Optional[int] = ..., table: _Optional[str] = ..., row: _Optional[str] = ...) -> None: ...
+
+class ChangeBatch(_message.Message):
+    __slots__ = ("changes", "dry_run")
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[Change]
+    dry_run: bool
+    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class UpdateBatch(_message.Message):
+    __slots__ = ("updates", "dry_run")
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    updates: _containers.RepeatedCompositeFieldContainer[EntityUpdate]
+    dry_run: bool
+    def __init__(self, updates: _Optional[_Iterable[_Union[EntityUpdate, _Mapping]]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class NotificationBatch(_message.Message):
+    __slots__ = ("notifications", "dry_run")
+    NOTIFICATIONS_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    notifications: _containers.RepeatedCompositeFieldContainer[Notification]
+    dry_run: bool
+    def __init__(self, notifications: _Optional[_Iterable[_Union[Notification, _Mapping]]] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class MaterializeReply(_message.Message):
+    __slots__ = ("updates", "budgets", "dead_letters")
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
+    BUDGETS_FIELD_NUMBER: _ClassVar[int]
+    DEAD_LETTERS_FIELD_NUMBER: _ClassVar[int]
+    updates: _containers.RepeatedCompositeFieldContainer[EntityUpdate]
+    budgets: _containers.RepeatedCompositeFieldContainer[BudgetState]
+    dead_letters: _containers.RepeatedCompositeFieldContainer[DeadLetter]
+    def __init__(self, updates: _Optional[_Iterable[_Union[EntityUpdate, _Mapping]]] = ..., budgets: _Optional[_Iterable[_Union[BudgetState, _Mapping]]] = ..., dead_letters: _Optional[_Iterable[_Union[DeadLetter, _Mapping]]] = ...) -> None: ...
+
+class UpdateResult(_message.Message):
+    __slots__ = ("table", "row", "outcome", "commit_ts", "error")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_TS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    row: str
+    outcome: str
+    commit_ts: int
+    error: str
+    def __init__(self, table: _Optional[str] = ..., row: _Optional[str] = ..., outcome: _Optional[str] = ..., commit_ts: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
+class ApplyReply(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[UpdateResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[UpdateResult, _Mapping]]] = ...) -> None: ...
+
+class ProcessReply(_message.Message):
+    __slots__ = ("documents", "dead_letters", "rows_written")
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    DEAD_LETTERS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    documents: _containers.RepeatedCompositeFieldContainer[DocumentDelta]
+    dead_letters: _containers.RepeatedCompositeFieldContainer[DeadLetter]
+    rows_written: int
+    def __init__(self, documents: _Optional[_Iterable[_Union[DocumentDelta, _Mapping]]] = ..., dead_letters: _Optional[_Iterable[_Union[DeadLetter, _Mapping]]] = ..., rows_written: _Optional[int] = ...) -> None: ...
+
+class SearchRequest(_message.Message):
+    __slots__ = ("request_json", "k", "explain", "explain_ad_id")
+    REQUEST_JSON_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_AD_ID_FIELD_NUMBER: _ClassVar[int]
+    request_json: str
+    k: int
+    explain: bool
+    explain_ad_id: str
+    def __init__(self, request_json: _Optional[str] = ..., k: _Optional[int] = ..., explain: _Optional[bool] = ..., explain_ad_id: _Optional[str] = ...) -> None: ...
+
+class Hit(_message.Message):
+    __slots__ = ("ad_id", "score")
+    AD_ID_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    ad_id: str
+    score: float
+    def __init__(self, ad_id: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
+
+class SearchReply(_message.Message):
+    __slots__ = ("hits", "total", "explain_json")
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_JSON_FIELD_NUMBER: _ClassVar[int]
+    hits: _containers.RepeatedCompositeFieldContainer[Hit]
+    total: int
+    explain_json: str
+    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., total: _Optional[int] = ..., explain_json: _Optional[str] = ...) -> None: ...
+
+class GetRequest(_message.Message):
+    __slots__ = ("document_ids",)
+    DOCUMENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    document_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, document_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ServedDocument(_message.Message):
+    __slots__ = ("document_id", "found", "deleted", "version", "layer", "body", "trace_id", "origin_us", "answerable_us", "hops")
+    DOCUMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_US_FIELD_NUMBER: _ClassVar[int]
+    ANSWERABLE_US_FIELD_NUMBER: _ClassVar[int]
+    HOPS_FIELD_NUMBER: _ClassVar[int]
+    document_id: str
+    found: bool
+    deleted: bool
+    version: int
+    layer: str
+    body: bytes
+    trace_id: str
+    origin_us: int
+    answerable_us: int
+    hops: _containers.RepeatedCompositeFieldContainer[Hop]
+    def __init__(self, document_id: _Optional[str] = ..., found: _Optional[bool] = ..., deleted: _Optional[bool] = ..., version: _Optional[int] = ..., layer: _Optional[str] = ..., body: _Optional[bytes] = ..., trace_id: _Optional[str] = ..., origin_us: _Optional[int] = ..., answerable_us: _Optional[int] = ..., hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ...) -> None: ...
+
+class GetReply(_message.Message):
+    __slots__ = ("documents", "base_version")
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    documents: _containers.RepeatedCompositeFieldContainer[ServedDocument]
+    base_version: str
+    def __init__(self, documents: _Optional[_Iterable[_Union[ServedDocument, _Mapping]]] = ..., base_version: _Optional[str] = ...) -> None: ...
+
+class StatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatsReply(_message.Message):
+    __slots__ = ("stats_json",)
+    STATS_JSON_FIELD_NUMBER: _ClassVar[int]
+    stats_json: str
+    def __init__(self, stats_json: _Optional[str] = ...) -> None: ...
+
+class FollowRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Applied(_message.Message):
+    __slots__ = ("document_id", "version", "deleted", "trace_id", "origin_us", "answerable_us")
+    DOCUMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_US_FIELD_NUMBER: _ClassVar[int]
+    ANSWERABLE_US_FIELD_NUMBER: _ClassVar[int]
+    document_id: str
+    version: int
+    deleted: bool
+    trace_id: str
+    origin_us: int
+    answerable_us: int
+    def __init__(self, document_id: _Optional[str] = ..., version: _Optional[int] = ..., deleted: _Optional[bool] = ..., trace_id: _Optional[str] = ..., origin_us: _Optional[int] = ..., answerable_us: _Optional[int] = ...) -> None: ...
+
+class BudgetRequest(_message.Message):
+    __slots__ = ("campaign_id",)
+    CAMPAIGN_ID_FIELD_NUMBER: _ClassVar[int]
+    campaign_id: str
+    def __init__(self, campaign_id: _Optional[str] = ...) -> None: ...
