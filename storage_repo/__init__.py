@@ -1,0 +1,56 @@
+"""What did this row look like at that timestamp, and how do I change many rows at once?
+
+`api` has the interface; `embedded` an engine for one machine.
+"""
+
+from __future__ import annotations
+
+from storage_repo._exceptions import (
+    Conflict,
+    LimitExceeded,
+    RepoError,
+    SnapshotTooOld,
+    StoreUnavailable,
+    TransactionClosed,
+    UnknownTable,
+)
+from storage_repo.api import (
+    INDEX_SEPARATOR,
+    CellVersion,
+    CommitOutcome,
+    CommittedChange,
+    Limits,
+    Origin,
+    Repo,
+    RepoSchema,
+    Row,
+    RowChange,
+    RowId,
+    Snapshot,
+    TableSchema,
+    Transaction,
+)
+
+__all__ = [
+    "INDEX_SEPARATOR",
+    "CellVersion",
+    "CommitOutcome",
+    "CommittedChange",
+    "Conflict",
+    "LimitExceeded",
+    "Limits",
+    "Origin",
+    "Repo",
+    "RepoError",
+    "RepoSchema",
+    "Row",
+    "RowChange",
+    "RowId",
+    "Snapshot",
+    "SnapshotTooOld",
+    "StoreUnavailable",
+    "TableSchema",
+    "Transaction",
+    "TransactionClosed",
+    "UnknownTable",
+]

@@ -1,0 +1,214 @@
+"""The Storage Repo's interface: snapshots, transactions, history and the change feed, without any engine.
+
+Cells are (table, row, column, timestamp) -> bytes. A column is written "family:qualifier". Rows and columns are
+text; row keys are 1..400 bytes of UTF-8 without control characters below U+0020 except U+001F, which separates the
+parts of an index row key. Values are bytes; an empty value is a value, absence is a tombstone.
+
+Semantics: snapshot isolation (Peng and Dabek, Percolator, OSDI 2010; Bortnikov et al., Omid, FAST 2017). A snapshot at
+ts sees the newest version committed at or before ts. Write-write conflicts are per cell, over rows and tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+INDEX_SEPARATOR = "\x1f"
+
+RowId = tuple[str, str]
+"""(table, row)."""
+
+Row = dict[str, bytes]
+"""Column -> value of the cells that exist; a row without cells is an empty dict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who writes: kept with the transaction, shown in history, carried by its notifications."""
+
+    stage: str
+    handler: str = ""
+    code_version: str = ""
+    trace_id: str = ""
+    lane: int = 0
+    origin_us: int = 0
+    hops: bytes = b""
+    """Serialized messaging Header of the cause, so that notifications can go on with its timeline; may be empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellVersion:
+    """One version of a cell. `value` is None for a tombstone. `origin` is None once its record has been collected."""
+
+    commit_ts: int
+    value: bytes | None
+    committed_at_us: int
+    origin: Origin | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowChange:
+    """Columns of one row that one transaction wrote or deleted."""
+
+    table: str
+    row: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedChange:
+    """All that one committed transaction changed; position == commit_ts in the embedded feed."""
+
+    commit_ts: int
+    committed_at_us: int
+    origin: Origin
+    rows: tuple[RowChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Declared limits; exceeding one is a LimitExceeded error, never a truncation."""
+
+    max_value_bytes: int = 1 << 20
+    """Servable documents are some KB; a megabyte already means that something is wrong upstream."""
+    max_cells_per_transaction: int = 20_000
+    max_transaction_age_s: float = 300.0
+    """Versions superseded longer ago than this may be collected; older snapshots abort."""
+    versions_kept: int = 10
+    """Newest versions of every cell that stay readable for history, however old."""
+
+
+class Snapshot(Protocol):
+    """A consistent read-only view at one timestamp. Cheap; holds no lock and no engine transaction between calls."""
+
+    @property
+    def ts(self) -> int:
+        """Timestamp of this view."""
+
+    def get(self, table: str, row: str, columns: Sequence[str] | None = None) -> Row:
+        """Read one row; `columns` limits what is returned."""
+
+    def get_many(self, rows: Sequence[RowId], columns: Mapping[str, Sequence[str]] | None = None) -> dict[RowId, Row]:
+        """Read many rows of several tables in one go; every asked row is in the answer, missing ones as {}.
+
+        `columns` maps a table to the columns wanted of it; a table that is not in the mapping is read whole.
+        """
+
+    def scan(
+        self,
+        table: str,
+        *,
+        prefix: str = "",
+        after: str = "",
+        before: str = "",
+        columns: Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> Iterator[tuple[str, Row]]:
+        """Yield (row, cells) in key order: rows that begin with `prefix`, are > `after`, and < `before` (if given).
+
+        Rows that have no visible cell are left out. Safe to leave early; survives commits of others in between.
+        """
+
+
+class Transaction(Snapshot, Protocol):
+    """A snapshot with buffered writes. Reads see the own writes. Not for use by several threads."""
+
+    @property
+    def origin(self) -> Origin:
+        """Who writes."""
+
+    def put(self, table: str, row: str, column: str, value: bytes) -> None:
+        """Buffer a write. Raises LimitExceeded, UnknownTable."""
+
+    def delete(self, table: str, row: str, column: str) -> None:
+        """Buffer a tombstone for one cell."""
+
+    def promote(self, table: str, row: str, column: str) -> None:
+        """Put a cell that was only read into the conflict set, where write skew would matter."""
+
+    def commit(self) -> int:
+        """Make all writes visible at one new timestamp and return it; durable when this returns.
+
+        A transaction without writes returns its start timestamp. Raises Conflict or SnapshotTooOld, and then nothing
+        is visible. If the process dies inside, either all or nothing is visible; the caller cannot know which.
+        """
+
+    def abort(self) -> None:
+        """Forget all writes. Safe to call twice."""
+
+
+CommitOutcome = int | Exception
+"""Commit timestamp, or the Conflict / SnapshotTooOld that this transaction met."""
+
+
+class Repo(Protocol):
+    """A versioned column store."""
+
+    def snapshot(self, ts: int | None = None) -> Snapshot:
+        """Open a view at `ts`, or at the newest commit. Raises SnapshotTooOld."""
+
+    def begin(self, origin: Origin, ts: int | None = None) -> Transaction:
+        """Start a transaction on the newest snapshot, or on the snapshot `ts` that its reads were made at.
+
+        Giving `ts` lets a batch of transactions share one batched read: each conflicts with whatever committed since.
+        """
+
+    def commit_many(self, transactions: Sequence[Transaction]) -> list[CommitOutcome]:
+        """Commit independent transactions in order with one durable write; one that conflicts does not hurt the rest.
+
+        Outcomes are in the order of the transactions. Other RepoErrors (disk full) are raised, and then none is
+        visible.
+        """
+
+    def last_commit_ts(self) -> int:
+        """Timestamp of the newest commit; 0 in an empty store."""
+
+    def history(self, table: str, row: str, column: str | None = None) -> dict[str, list[CellVersion]]:
+        """All readable versions per column, newest first."""
+
+    def changes(self, after_ts: int, limit: int) -> list[CommittedChange]:
+        """Committed changes with commit_ts > after_ts in commit order; written atomically with their commits."""
+
+    def wait_for_changes(self, after_ts: int, timeout_s: float) -> bool:
+        """Block without polling until last_commit_ts() > after_ts or the time is over; True if there is something."""
+
+    def trim_changes(self, upto_ts: int) -> int:
+        """Forget change records <= upto_ts, which their consumer has taken; return how many."""
+
+    def pin(self, name: str, ts: int, ttl_s: float) -> None:
+        """Keep snapshot `ts` readable for `ttl_s` seconds whatever the low watermark does (long scans renew it)."""
+
+    def unpin(self, name: str) -> None:
+        """Release a pin; unknown names are fine."""
+
+    def collect_garbage(self, max_cells: int | None = None) -> int:
+        """Advance the low watermark and drop versions that neither history nor a live snapshot needs; return count."""
+
+    def statistics(self) -> Mapping[str, int]:
+        """Counters since open and sizes: commits, conflicts, cells_read, cells_written, last_commit_ts,
+        low_watermark, file_bytes, ..."""
+
+    def close(self) -> None:
+        """Release files and locks; safe to call twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableSchema:
+    """What an engine needs to know of a table."""
+
+    name: str
+    families: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RepoSchema:
+    """All tables."""
+
+    tables: tuple[TableSchema, ...]
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def of(cls, tables: Iterable[tuple[str, Sequence[str]]], limits: Limits | None = None) -> RepoSchema:
+        """Build from (name, families) pairs."""
+        return cls(tuple(TableSchema(n, tuple(f)) for n, f in tables), limits or Limits())

@@ -1,0 +1,51 @@
+"""Fixtures of the Storage Repo's tests: one repo per backend, a clock to move, and worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from repo_backends import BACKENDS, Backend, FakeClock, Fleet
+
+from storage_repo import Limits, Repo
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """Return an empty installation; one parameter per backend."""
+    return BACKENDS[request.param](tmp_path)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """Return a clock that stands still."""
+    return FakeClock()
+
+
+@pytest.fixture
+def make_repo(backend: Backend, clock: FakeClock) -> Iterator[Callable[..., Repo]]:
+    """Return a function that opens the installation with limits, on the test's clock."""
+    opened: list[Repo] = []
+
+    def open_repo(**limits: float) -> Repo:
+        opened.append(backend.open(Limits(**limits), clock))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield open_repo
+    for repo in opened:
+        repo.close()
+
+
+@pytest.fixture
+def repo(make_repo: Callable[..., Repo]) -> Repo:
+    """Return an open, empty repo with the default limits."""
+    return make_repo()
+
+
+@pytest.fixture
+def fleet(backend: Backend) -> Iterator[Fleet]:
+    """Return what starts and kills worker processes."""
+    fleet = Fleet(backend, seed=20_240_601)
+    yield fleet
+    fleet.close()

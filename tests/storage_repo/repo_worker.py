@@ -1,0 +1,97 @@
+"""A worker process of the consistency tests: `repo_worker.py '{"mode": ..., ...}'`, one JSON line per event."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from repo_backends import BACKENDS, ORIGIN
+from repo_elle import Op
+from repo_workloads import ACCOUNTS, INITIAL_BALANCE, execute, random_ops, read_balances, transfer
+
+from storage_repo import Conflict, Limits, Repo, SnapshotTooOld, Transaction
+
+
+def say(event: dict[str, Any]) -> None:
+    """Write one line at once: what a killed process has said must be readable."""
+    os.write(1, (json.dumps(event) + "\n").encode())
+
+
+def append(repo: Repo, p: dict[str, Any], rng: random.Random) -> None:
+    """Append to and read lists; report invocation and completion of every transaction with a common clock."""
+    for n in range(p["count"]):
+        batch = []
+        for i in range(rng.choice((1, 1, 1, 3))):
+            ops = random_ops(rng, p["keys"], p["worker"] * 1_000_000 + n * 100 + i * 10)
+            say({"id": f"{n}.{i}", "ops": ops, "at": time.monotonic_ns()})
+            batch.append((f"{n}.{i}", ops))
+        transactions: list[Transaction] = []
+        done: list[list[Op] | None] = []
+        for _, ops in batch:
+            transactions.append(repo.begin(ORIGIN))
+            try:
+                done.append(execute(transactions[-1], ops))
+            except SnapshotTooOld:
+                done.append(None)
+        live = [t for t, result in zip(transactions, done, strict=True) if result is not None]
+        outcomes = iter(repo.commit_many(live))
+        for (name, _), result in zip(batch, done, strict=True):
+            ok = result is not None and isinstance(next(outcomes), int)
+            say({"id": name, "outcome": "ok" if ok else "fail", "ops": result, "at": time.monotonic_ns()})
+        if n % 50 == p["worker"]:
+            repo.collect_garbage()
+
+
+def bank(repo: Repo, p: dict[str, Any], rng: random.Random) -> None:
+    """Transfer money, and check the sum at the newest and at some older snapshot all the time."""
+    total = ACCOUNTS * INITIAL_BALANCE
+    for n in range(p["count"]):
+        with contextlib.suppress(Conflict, SnapshotTooOld):
+            transfer(repo, rng)
+        newest = repo.snapshot()
+        assert sum(read_balances(newest).values()) == total, f"money lost at {newest.ts}"
+        old_ts = rng.randint(max(1, newest.ts - 50), newest.ts)  # the bank opened at 1
+        try:
+            old = repo.snapshot(old_ts)
+            found = sum(read_balances(old, by_scan=bool(n % 2)).values())
+        except SnapshotTooOld:
+            found = total
+        assert found == total, f"money lost at {old_ts}"
+        if n % 20 == 0:
+            repo.collect_garbage()
+        say({"n": n, "ts": newest.ts})
+
+
+def stamp(repo: Repo, p: dict[str, Any], rng: random.Random) -> None:
+    """Write the transaction's name into several cells of two tables; say which were acknowledged."""
+    for n in range(p["count"]):
+        names, transactions = [], []
+        for i in range(rng.randint(1, 4)):
+            name = f"{p['worker']}.{n}.{i}"
+            transaction = repo.begin(ORIGIN)
+            for cell in range(5):
+                transaction.put("ad", f"slot-{rng.randrange(40)}", f"derived:{cell}", name.encode())
+            transaction.put("campaign", f"by-name-{name}", "control:name", name.encode())
+            names.append(name)
+            transactions.append(transaction)
+        say({"tried": names})
+        outcomes = repo.commit_many(transactions)
+        say({"acknowledged": {name: ts for name, ts in zip(names, outcomes, strict=True) if isinstance(ts, int)}})
+
+
+def main() -> None:
+    """Run one mode to its end."""
+    p = json.loads(sys.argv[1])
+    repo = BACKENDS[p["backend"]](Path(p["root"])).open(Limits(**p.get("limits", {})))
+    {"append": append, "bank": bank, "stamp": stamp}[p["mode"]](repo, p, random.Random(p["seed"]))
+    repo.close()
+
+
+if __name__ == "__main__":
+    main()
