@@ -138,7 +138,7 @@ def _in_order(
             return
         if handler.name in path:
             cycle = " -> ".join([*path[path.index(handler.name) :], handler.name])
-            raise DependencyError(f"handlers depend on each other in a cycle: {cycle} ({handler.file}:{handler.line})")
+            raise DependencyError(f"handlers depend on each other in a cycle: {cycle}; begin at {handler}")
         path.append(handler.name)
         for needed in needs[handler.name]:
             visit(needed)

@@ -86,6 +86,8 @@ def _quote(value: Any) -> str:
 
 def _check_type(column: Column, value: Any) -> Any:
     kind = column.type
+    if isinstance(value, int) and value.bit_length() > 1_000:  # before anything tries to show or to convert it
+        raise InvalidValue(column.ref, "out_of_range", f"a number of {value.bit_length()} bits")
     if isinstance(value, bytes | bytearray | memoryview) and kind not in (ValueType.BYTES, ValueType.VECTOR):
         try:
             value = bytes(value).decode()
@@ -110,11 +112,7 @@ def _check_type(column: Column, value: Any) -> Any:
                 return _within(column, value, _INT64, "64 bits")
         case ValueType.FLOAT:
             if isinstance(value, int | float) and not isinstance(value, bool):
-                try:
-                    number = float(value)
-                except OverflowError:
-                    number = math.inf
-                if math.isfinite(number):
+                if math.isfinite(number := float(value)):
                     return number
                 raise InvalidValue(column.ref, "out_of_range", f"{_quote(value)} is not a finite number")
         case ValueType.BOOL:
@@ -144,8 +142,7 @@ def _check_type(column: Column, value: Any) -> Any:
 def _within(column: Column, value: int, bounds: tuple[int, ...], what: str) -> int:
     if bounds[0] <= value <= bounds[1]:
         return value
-    shown = value if value.bit_length() < 128 else f"a number of {value.bit_length()} bits"
-    raise InvalidValue(column.ref, "out_of_range", f"{shown} does not fit {what}")
+    raise InvalidValue(column.ref, "out_of_range", f"{_quote(value)} does not fit {what}")
 
 
 def _time_of(column: Column, value: Any) -> int:
