@@ -1,0 +1,50 @@
+"""Reading whole entities from the SQLite ads DB, all of a batch in one read transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+
+from catalog import Catalog
+from gateway import _capture
+from gateway._sqlite import quoted, transaction, translated
+from gateway.ads_db import AdsDb
+from gateway.materialize import RowQuery
+
+_IN_LIST = 900
+"""Below the 999 parameters that the oldest SQLite allows."""
+
+
+class SqliteRowSource:
+    """Rows of the SQLite ads DB (implements RowSource). For one thread."""
+
+    def __init__(self, db: AdsDb, catalog: Catalog) -> None:
+        """Open a connection of its own. Raises AdsDbUnavailable."""
+        self._path, self._catalog = db.path, catalog
+        self._connection = db.connect()
+
+    def rows(self, queries: Sequence[RowQuery]) -> Iterator[tuple[RowQuery, object, Sequence[object]]]:
+        """Yield (query, key, column values) for every row found, all of one state of the database.
+
+        Raises AdsDbUnavailable, SchemaMismatch.
+        """
+        with translated(self._path), transaction(self._connection, "DEFERRED"):
+            for query in queries:
+                # Qualified: SQLite takes a bare "name" that is no column for a string, and sends it as the value.
+                table = quoted(query.source_table)
+                names = ", ".join(f"{table}.{quoted(name)}" for name in (query.key, *query.columns))
+                for start in range(0, len(query.keys), _IN_LIST):
+                    keys = query.keys[start : start + _IN_LIST]
+                    marks = ", ".join("?" * len(keys))
+                    sql = f"SELECT {names} FROM {table} WHERE {table}.{quoted(query.key)} IN ({marks})"
+                    try:
+                        cursor = self._connection.execute(sql, keys)
+                    except sqlite3.OperationalError:
+                        _capture.check_schema(self._connection, self._catalog)  # names what is missing
+                        raise
+                    for key, *values in cursor:
+                        yield query, key, values
+
+    def close(self) -> None:
+        """Close the connection; safe to call twice."""
+        self._connection.close()

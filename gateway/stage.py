@@ -1,0 +1,174 @@
+"""The Gateway's runner: change feed -> materialize -> log, with the position stored in the step that publishes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+
+import grpc
+import structlog
+
+from gateway._exceptions import AdsDbUnavailable
+from gateway._rows import SqliteRowSource
+from gateway.ads_db import AdsDb
+from gateway.feed import Change, SqliteChangeFeed
+from gateway.materialize import Materialized, Materializer
+from gateway.rpc import GatewayService, serve
+from messaging import LogUnavailable, OutRecord, Position
+from messaging.headers import now_us
+from messaging.stage import StageContext
+from messaging.topics import CHANGE_FEED, GATEWAY_GROUP, ensure_topics
+
+BATCH = 500
+"""Changes per batch at most: some 20 ms of work, so that a control update behind a bulk load waits no longer for its
+own batch. A lone change goes out at once: a batch is what is there, never what may come."""
+
+MAX_PUBLISH_BYTES = 32 << 20
+"""Entities with huge texts: a batch over this is cut in halves, so that memory stays bounded."""
+
+KEPT_CHANGES = 10_000
+"""Published changes kept behind, for people who look at the feed."""
+
+_IDLE_SECONDS = 0.25  # how soon a stop request is noticed
+_BACK_OFF = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+_log = structlog.get_logger()
+
+
+def run(context: StageContext) -> None:
+    """Follow the ads DB until told to stop.
+
+    Killed at any point, it goes on after the last published change: nothing is lost and nothing published twice. While
+    ads DB or log are away it backs off and tries again. Raises SchemaMismatch at start when catalogue and ads DB do
+    not fit together.
+    """
+    failures = 0
+    with ExitStack() as served:
+        port: int | None = None
+        while not context.stop.is_set():
+            try:
+                with ExitStack() as stack:
+                    if port is not None and not context.home.ads_db.exists():  # opening would make an empty one
+                        raise AdsDbUnavailable(f"ads DB {context.home.ads_db} is gone; put the file back")
+                    db = stack.enter_context(AdsDb.open(context.home.ads_db))
+                    gateway = _Gateway(context, db, stack)
+                    if port is None:
+                        server, port = serve(GatewayService(db, context.catalog, context.log))
+                        served.callback(_stop, server)
+                        context.ready(port)
+                    context.metrics.gauge("ads_db_available", 1)
+                    failures = 0
+                    gateway.follow()
+            except (AdsDbUnavailable, LogUnavailable) as error:
+                delay = _BACK_OFF[min(failures, len(_BACK_OFF) - 1)]
+                failures += 1
+                context.metrics.gauge("ads_db_available", 0)
+                context.metrics.count("unavailable")
+                context.beat()
+                _log.warning("gateway_waits", error=str(error), retry_in_s=delay, failures=failures)
+                context.stop.wait(delay)
+    context.metrics.flush(force=True)
+
+
+def _stop(server: grpc.Server) -> None:
+    server.stop(grace=1).wait()
+
+
+class _Gateway:
+    """One connection's life: from a position read from the log until the ads DB or the log fails."""
+
+    def __init__(self, context: StageContext, db: AdsDb, stack: ExitStack) -> None:
+        self._context, self._log, self._metrics = context, context.log, context.metrics
+        ensure_topics(self._log)
+        captured = db.ensure_capture(context.catalog)
+        self._feed = stack.enter_context(closing(SqliteChangeFeed(db, context.catalog)))
+        self._source = stack.enter_context(closing(SqliteRowSource(db, context.catalog)))
+        self._materializer = Materializer(context.catalog)
+        self._last = max(0, self._log.committed(GATEWAY_GROUP, CHANGE_FEED)[0] - 1)
+        self._whole_until = 0
+        _log.info(
+            "gateway_start",
+            position=self._last,
+            triggers_created=captured.triggers_created,
+            rows_enqueued=captured.rows_enqueued,
+        )
+        if self._feed.end() < self._last or self._feed.start() > self._last + 1:
+            self._resync("the change table does not reach back to the published position")
+
+    def follow(self) -> None:
+        """Publish changes as they come, until told to stop."""
+        while not self._context.stop.is_set():
+            started = time.perf_counter_ns()
+            changes = self._feed.read(self._last, BATCH)
+            if changes:
+                if changes[-1].seq - self._last != len(changes) and self._last >= self._whole_until:
+                    self._resync("changes are missing from the change table")
+                self._metrics.time("read_us", (time.perf_counter_ns() - started) / 1000)
+                self._publish(changes)
+            else:
+                self._trim()
+            self._metrics.gauge("lag", self._feed.end() - self._last)
+            self._context.beat()
+            if len(changes) < BATCH:
+                self._feed.wait(self._last, _IDLE_SECONDS)
+
+    def _publish(self, changes: Sequence[Change]) -> None:
+        entered_us = now_us()
+        started = time.perf_counter_ns()
+        result = self._materializer.materialize(changes, self._source)
+        records = result.records(entered_us)
+        size = sum(len(record.value) for record in records)
+        if size > MAX_PUBLISH_BYTES and len(changes) > 1:
+            middle = len(changes) // 2
+            self._publish(changes[:middle])
+            self._publish(changes[middle:])
+            return
+        materialized = time.perf_counter_ns()
+        position = Position(GATEWAY_GROUP, CHANGE_FEED, 0, changes[-1].seq + 1)
+        self._log.publish(records, positions=[position])
+        self._last = changes[-1].seq
+        published = time.perf_counter_ns()
+        self._metrics.time("materialize_us", (materialized - started) / 1000)
+        self._metrics.time("publish_us", (published - materialized) / 1000)
+        self._count(changes, result, records, (published - started) // 1000)
+
+    def _count(
+        self, changes: Sequence[Change], result: Materialized, records: Sequence[OutRecord], took_us: int
+    ) -> None:
+        reasons = Counter(letter.reason for letter in result.dead_letters)
+        self._metrics.count("changes", len(changes))
+        self._metrics.count("updates", len(result.updates))
+        self._metrics.count("budgets", len(result.budgets))
+        for reason, count in reasons.items():
+            self._metrics.count(f"dead_letters:{reason}", count)
+        _log.info(
+            "gateway_batch",
+            changes=len(changes),
+            first=changes[0].seq,
+            last=changes[-1].seq,
+            updates=len(result.updates),
+            deleted=sum(update.deleted for update in result.updates),
+            budgets=len(result.budgets),
+            dead_letters=dict(reasons),
+            records=len(records),
+            took_us=took_us,
+        )
+
+    def _resync(self, why: str) -> None:
+        """A gap in the feed: every row is enqueued again, and the gap is said aloud, never passed over."""
+        enqueued = self._feed.resync(self._last + 1)
+        self._whole_until = self._feed.end()
+        self._metrics.count("resyncs")
+        _log.error(
+            "gateway_resync",
+            why=why,
+            position=self._last,
+            rows_enqueued=enqueued,
+            todo="rows deleted in the gap are still served: run the sync workflow",
+        )
+
+    def _trim(self) -> None:
+        if self._last - self._feed.start() > 2 * KEPT_CHANGES:
+            self._metrics.count("trimmed", self._feed.trim(self._last - KEPT_CHANGES))
