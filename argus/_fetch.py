@@ -1,0 +1,99 @@
+"""Fetch root rows and all they join with at one snapshot: a round trip per level of the join, whatever the batch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from argus._registry import Plan
+from argus._rows import EntityRow, Rows
+from catalog import Catalog, Reference
+from catalog.model import INDEX_CELL
+from storage_repo import INDEX_SEPARATOR, RowId, Snapshot
+
+_NO_KEY = re.compile("[\x00-\x1f]")
+_MAX_KEY_BYTES = 400
+
+Overlay = Mapping[RowId, Mapping[str, bytes | None]]
+"""Cells to lay over fetched rows, None = take away."""
+
+
+def is_key(text: str) -> bool:
+    """Say whether the Repo can have an entity row of this key."""
+    return bool(text) and len(text.encode("utf-8", "surrogatepass")) <= _MAX_KEY_BYTES and not _NO_KEY.search(text)
+
+
+def fetch(
+    snapshot: Snapshot,
+    catalog: Catalog,
+    plan: Plan,
+    keys: Sequence[str],
+    overlay: Overlay | None = None,
+    keep: Callable[[str, Rows], bool] = lambda _key, _rows: True,
+) -> dict[str, Rows]:
+    """Return root key -> table -> row. Joined rows are shared between the roots that join them.
+
+    `keep` sees a root's own rows and decides whether to go on with it.
+    """
+    over = overlay or {}
+    own = list(dict.fromkeys((plan.root, plan.output_table)))
+    found = snapshot.get_many([(table, key) for key in keys for table in own], plan.columns)
+    joined: dict[str, dict[str, EntityRow]] = {
+        key: {table: EntityRow(table, key, found[table, key], entity=table == plan.root) for table in own}
+        for key in keys
+    }
+    joined = {key: rows for key, rows in joined.items() if keep(key, rows)}
+    for level in plan.levels:
+        wanted: dict[RowId, None] = {}
+        links: list[tuple[str, Reference, str | None]] = []
+        for key, rows in joined.items():
+            for reference in level:
+                value = rows[reference.table].value(catalog.tables[reference.table].columns[reference.column].cell)
+                target = None if value is None else str(value)
+                links.append((key, reference, target))
+                if target is not None and is_key(target):
+                    wanted[reference.target, target] = None
+        cells = snapshot.get_many(list(wanted), plan.columns) if wanted else {}
+        shared: dict[tuple[str, str | None], EntityRow] = {}
+        for key, reference, target in links:
+            row = shared.get((reference.target, target))
+            if row is None:
+                row = EntityRow(reference.target, target, cells.get((reference.target, target or ""), {}))
+                for cell, data in over.get((reference.target, target or ""), {}).items():
+                    if row.absence is None:
+                        row.set(cell, data)
+                shared[reference.target, target] = row
+            joined[key][reference.target] = row
+    return dict(joined)
+
+
+def roots_of(snapshot: Snapshot, route: Sequence[Reference], row: str, cursor: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (root row, cursor) for every root row that joins `row`, in the order of the index, after `cursor`.
+
+    A cursor is the path of row keys from the first index to the root row, so that it also finds its place when rows
+    on the way have gone.
+    """
+    for path in _descend(snapshot, route, row, tuple(cursor.split(INDEX_SEPARATOR)) if cursor else ()):
+        yield path[-1], INDEX_SEPARATOR.join(path)
+
+
+def _descend(
+    snapshot: Snapshot, route: Sequence[Reference], row: str, after: Sequence[str]
+) -> Iterator[tuple[str, ...]]:
+    first, rest = route[0], route[1:]
+    if rest and after:
+        yield from ((after[0], *path) for path in _descend(snapshot, rest, after[0], after[1:]))
+    for child in _children(snapshot, first, row, after[0] if after else ""):
+        if rest:
+            yield from ((child, *path) for path in _descend(snapshot, rest, child, ()))
+        else:
+            yield (child,)
+
+
+def _children(snapshot: Snapshot, reference: Reference, row: str, after: str) -> Iterable[str]:
+    prefix = row + INDEX_SEPARATOR
+    scan = snapshot.scan(
+        reference.index_table, prefix=prefix, after=prefix + after if after else "", columns=(INDEX_CELL,)
+    )
+    for index_row, _ in scan:
+        yield index_row[len(prefix) :]

@@ -1,0 +1,113 @@
+"""What a handler sees of rows: typed values by declared column name, decoded once per row and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from argus._exceptions import UndeclaredRead
+from catalog.model import DELETED, SOURCE_VERSION
+from catalog.values import decode
+
+_NIL = b"\xc0"  # MessagePack nil; never written by the pipeline, but a null all the same
+
+
+class EntityRow:
+    """One row at one snapshot. A deleted or missing row has no values, whatever cells are left of it."""
+
+    __slots__ = ("_values", "absence", "cells", "key", "stored", "table")
+
+    def __init__(self, table: str, key: str | None, cells: Mapping[str, bytes], *, entity: bool = True) -> None:
+        """Wrap fetched cells. `key` None: the reference that leads here is null. `entity`: comes from the ads DB."""
+        self.table, self.key = table, key
+        self.stored = cells
+        """Cells as in the Repo, also those of a deleted row."""
+        self.absence: str | None = None
+        """Why the row does not exist, as a sentence; None if it does."""
+        if entity:
+            if key is None:
+                self.absence = f"no {label(table)} is set"
+            elif DELETED in cells:
+                self.absence = f"{label(table)} {key} has been deleted"
+            elif SOURCE_VERSION not in cells:
+                self.absence = f"{label(table)} {key} has not arrived"
+        self.cells: dict[str, bytes] = {} if self.absence else dict(cells)
+        """Cells that handlers and the document see: the stored ones, with this run's outputs over them."""
+        self._values: dict[str, Any] = {}
+
+    def value(self, cell: str) -> Any:
+        """Return the typed value of a cell; None where there is none."""
+        try:
+            return self._values[cell]
+        except KeyError:
+            value = self._values[cell] = decode(self.cells.get(cell))
+            return value
+
+    def raw(self, cell: str) -> bytes | None:
+        """Return the encoded value of a cell; None where there is none."""
+        data = self.cells.get(cell)
+        return None if not data or data == _NIL else data
+
+    def set(self, cell: str, data: bytes | None) -> None:
+        """Lay an output over the row."""
+        self._values.pop(cell, None)
+        if data is None:
+            self.cells.pop(cell, None)
+        else:
+            self.cells[cell] = data
+
+
+def label(table: str) -> str:
+    """Return a table's name as people write it."""
+    return table.replace("_", " ")
+
+
+Rows = Mapping[str, EntityRow]
+"""Table -> the one row of it that this run joins."""
+
+
+class Inputs:
+    """The declared columns of one root row and the rows that it joins with, by "table.column"."""
+
+    __slots__ = ("_allowed", "_handler", "_rows", "_tables")
+
+    def __init__(
+        self, handler: str, allowed: Mapping[str, tuple[str, str]], tables: frozenset[str], rows: Rows
+    ) -> None:
+        self._handler, self._allowed, self._tables, self._rows = handler, allowed, tables, rows
+
+    def __getitem__(self, ref: str) -> Any:
+        """Return the typed value of a declared column, or None. Raises UndeclaredRead."""
+        try:
+            table, cell = self._allowed[ref]
+        except KeyError:
+            raise UndeclaredRead(
+                f"handler {self._handler!r} reads {ref!r} without declaring it; add it to `watches` (run again when it "
+                f"changes) or `reads`; declared: {', '.join(self._allowed)}"
+            ) from None
+        return self._rows[table].value(cell)
+
+    def exists(self, table: str) -> bool:
+        """Say whether the joined row of `table` has arrived and is not deleted. Raises UndeclaredRead."""
+        return self._row(table).absence is None
+
+    def absence(self, table: str) -> str | None:
+        """Return why the joined row does not exist ("campaign 12 has not arrived"), None if it does."""
+        return self._row(table).absence
+
+    def name(self, table: str) -> str:
+        """Return what to call the joined row in a sentence ("campaign 12")."""
+        key = self._row(table).key
+        return f"{label(table)} {key}" if key is not None else f"the {label(table)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all declared inputs; for dead letters and tests."""
+        return {ref: self._rows[table].value(cell) for ref, (table, cell) in self._allowed.items()}
+
+    def _row(self, table: str) -> EntityRow:
+        if table not in self._tables:
+            raise UndeclaredRead(
+                f"handler {self._handler!r} asks for the row of {table!r}, but declares no column of it; "
+                "declare the column whose change should run it again"
+            )
+        return self._rows[table]

@@ -1,0 +1,54 @@
+"""Documents without the pipeline: the same handlers over a snapshot, from the source columns up, writing nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from argus._fetch import fetch
+from argus._registry import Plan, Registry
+from argus._run import execute, look_up
+from argus.core import Sources
+from storage_repo import RowId, Snapshot
+
+_SLICE = 256
+
+
+def compute_documents(
+    snapshot: Snapshot, registry: Registry, sources: Sources, rows: Iterable[str]
+) -> Iterator[tuple[str, bytes | None, list[str]]]:
+    """Yield (ad id, body or None, why it is blocked) for root rows, in their order.
+
+    What the pipeline keeps of derived columns is not trusted: the handlers of joined rows (pins, ad groups) are run
+    again too. So this tells what the documents ought to be; it is the code that the pipeline runs. Where a source does
+    not answer or a handler fails, the previous outputs count, as in the pipeline.
+    """
+    plan, waiting = registry.document, iter(rows)
+    while keys := list(dict.fromkeys(islice(waiting, _SLICE))):
+        overlay: dict[RowId, dict[str, bytes | None]] = {}
+        for joined_plan in registry.plans.values():
+            if joined_plan.root in plan.routes:
+                _derive(snapshot, registry, sources, joined_plan, keys, overlay)
+        joined = fetch(snapshot, registry.catalog, plan, keys, overlay)
+        answers = look_up(plan, joined, sources, registry.catalog)
+        for key in keys:
+            result = execute(registry, plan, key, joined[key], answers)
+            yield key, result.body, result.blocked
+
+
+def _derive(
+    snapshot: Snapshot,
+    registry: Registry,
+    sources: Sources,
+    plan: Plan,
+    keys: list[str],
+    overlay: dict[RowId, dict[str, bytes | None]],
+) -> None:
+    """Run the handlers of the rows of `plan.root` that the documents join, and lay what changes over them."""
+    documents = fetch(snapshot, registry.catalog, registry.document, keys, overlay)
+    targets = {rows[plan.root].key: rows[plan.root] for rows in documents.values() if rows[plan.root].absence is None}
+    joined = fetch(snapshot, registry.catalog, plan, [key for key in targets if key is not None], overlay)
+    answers = look_up(plan, joined, sources, registry.catalog)
+    for key, rows in joined.items():
+        result = execute(registry, plan, key, rows, answers)
+        overlay[plan.root, key] = {cell: data for (_, cell), data in result.changes.items()}

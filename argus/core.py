@@ -1,0 +1,350 @@
+"""Argus's core, without log or process: notifications in; commits to the Repo and records to publish out.
+
+Why it converges. Every run of a row writes `meta:run`, so of two runs that race one conflicts and reads again. The
+committed runs of a row are thus in one order, each on a snapshot that has all runs before it. Every change of an input
+is notified of after it is committed, and its run reads a newer snapshot. So the last run has seen the last change, and
+what it writes is a function of the inputs alone. A run may be left out when `meta:run` says that a later snapshot has
+been run already.
+
+Why nothing committed stays unpublished. Records are acknowledged in one step with what they led to. A process that dies
+between commit and that step leaves its records unacknowledged; whoever gets them publishes those documents even if
+the run changes nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from argus._exceptions import DeclarationError
+from argus._fetch import fetch
+from argus._hints import Expanded, Hint, Want, expand, fault_of
+from argus._registry import Plan, Registry
+from argus._rows import Rows
+from argus._run import SOURCE_UNAVAILABLE, Failure, RunResult, execute, look_up
+from argus.sources import CachedSource
+from catalog.model import DOCUMENT_BODY, RUN, TIMELINE
+from catalog.values import decode, encode
+from messaging import BadMessage
+from messaging.api import OutRecord, Record
+from messaging.dead_letters import dead_letter, out_record, parse
+from messaging.headers import lane_of, leave, now_us
+from messaging.proto import adsindex_pb2 as pb
+from messaging.topics import DELTAS, NOTIFICATIONS
+from storage_repo import Conflict, Origin, Repo, SnapshotTooOld, Transaction
+
+STAGE = "argus"
+SLICE = 256
+"""Rows fetched, run and committed together: large enough that the sync costs little per row."""
+MAX_ATTEMPTS = 5
+"""Each lost race means that another run of the row got through. Then the row queues again behind others."""
+_BACK_OFF_S = 0.001
+"""First back-off, doubled each time and multiplied by a random part of 1; the longest sum is 15 ms per batch."""
+
+Sources = Mapping[str, CachedSource[Any, Any]]
+
+
+class Metrics(Protocol):
+    """Where counts and times go; messaging.metrics.StageMetrics is one."""
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Add to a counter."""
+
+    def time(self, name: str, value: float) -> None:
+        """Add a value in microseconds to a histogram."""
+
+
+class NoMetrics:
+    """For callers that count nothing."""
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Forget a count."""
+
+    def time(self, name: str, value: float) -> None:
+        """Forget a value."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a batch led to. Publish `records()`, together with the positions, before anything is acknowledged."""
+
+    deltas: list[pb.DocumentDelta] = field(default_factory=list)
+    dead_letters: list[pb.DeadLetter] = field(default_factory=list)
+    notifications: list[pb.Notification] = field(default_factory=list)
+    """Continuations of fan-outs, and rows that go back after too many conflicts."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """runs, covered, unconcerned, documents_changed, documents_unchanged, conflicts, retries, returned,
+    continuations, rows_written, source_unavailable."""
+
+    def records(self) -> list[OutRecord]:
+        """Return everything to be published."""
+        return [
+            *(OutRecord(DELTAS, delta.document_id, delta.SerializeToString()) for delta in self.deltas),
+            *(out_record(letter) for letter in self.dead_letters),
+            *(
+                OutRecord(NOTIFICATIONS[lane_of(n.header)], f"{n.table}/{n.row}", n.SerializeToString())
+                for n in self.notifications
+            ),
+        ]
+
+
+@dataclass(slots=True)
+class Computed:
+    """A slice that has been run but not committed."""
+
+    plan: Plan
+    snapshot_ts: int
+    entered_us: int
+    runs: list[tuple[Want, RunResult]] = field(default_factory=list)
+    needless: Counter[str] = field(default_factory=Counter)
+    """Runs left out: "covered" by a run on a later snapshot, or "unconcerned"."""
+
+
+class ArgusCore:
+    """Processes batches of notifications. Use one instance from one thread."""
+
+    def __init__(
+        self,
+        repo: Repo,
+        registry: Registry,
+        sources: Sources,
+        *,
+        code_version: str = "",
+        metrics: Metrics | None = None,
+        seed: int = 0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Raises DeclarationError when a handler uses a source that is not given."""
+        used = {use.source for plan in registry.plans.values() for use in plan.sources}
+        if missing := used - set(sources):
+            raise DeclarationError(f"handlers use sources that are not configured: {', '.join(sorted(missing))}")
+        self._repo, self._registry, self._sources = repo, registry, sources
+        self._code_version = code_version
+        self._metrics = metrics or NoMetrics()
+        self._random = random.Random(seed)
+        self._sleep = sleep
+
+    def process(self, records: Sequence[Record]) -> Outcome:
+        """Parse and process records of a notification topic. Raises RepoError if the store is away."""
+        outcome = Outcome()
+        hints: list[Hint] = []
+        for record in records:
+            try:
+                hints.append(Hint(parse(pb.Notification, record), record.maybe_redelivered, record))
+            except BadMessage as error:
+                outcome.dead_letters.append(
+                    dead_letter(STAGE, "bad_message", str(error), record=record, payload_type="Notification")
+                )
+        return self.process_hints(hints, outcome)
+
+    def process_hints(self, hints: Iterable[Hint], outcome: Outcome | None = None) -> Outcome:
+        """Run what the hints concern and commit it, conflicting rows again; nothing is published by this."""
+        outcome = outcome or Outcome()
+        entered_us = now_us()
+        expanded = self.expand(hints, outcome)
+        for root, plan in self._registry.plans.items():
+            wants = list(expanded.wants.get(root, {}).values())
+            for start in range(0, len(wants), SLICE):
+                self._run_slice(plan, wants[start : start + SLICE], entered_us, outcome)
+        for name, amount in outcome.counts.items():
+            self._metrics.count(name, amount)
+        for letter in outcome.dead_letters:
+            self._metrics.count(f"dead_letters:{letter.reason}")
+        return outcome
+
+    def dry_run(self, hints: Iterable[Hint]) -> Outcome:
+        """Compute what the hints concern, fan-outs to their end, and write nothing; versions are the snapshot's."""
+        outcome = Outcome()
+        entered_us = now_us()
+        waiting = list(hints)
+        while waiting:
+            expanded = self.expand(waiting, outcome)
+            for root, plan in self._registry.plans.items():
+                wants = list(expanded.wants.get(root, {}).values())
+                for want in wants:
+                    want.refresh = True
+                for start in range(0, len(wants), SLICE):
+                    computed = self.compute(plan, wants[start : start + SLICE], entered_us)
+                    for want, result in computed.runs:
+                        self._report(outcome, computed, want, result, computed.snapshot_ts)
+            outcome.notifications.clear()
+            waiting = [Hint(continuation) for continuation in expanded.continuations]
+        return outcome
+
+    def expand(self, hints: Iterable[Hint], outcome: Outcome) -> Expanded:
+        """Find the rows that hints concern; those that cannot be understood become dead letters."""
+        good: list[Hint] = []
+        for hint in hints:
+            if fault := fault_of(self._registry, hint.notification):
+                letter = dead_letter(
+                    STAGE,
+                    "bad_message",
+                    f"a notification cannot be worked on: {fault}",
+                    header=hint.notification.header,
+                    record=hint.record,
+                    payload=hint.notification.SerializeToString(),
+                    payload_type="Notification",
+                    table=hint.notification.table,
+                    row=hint.notification.row,
+                )
+                outcome.dead_letters.append(letter)
+            else:
+                good.append(hint)
+        expanded = expand(self._registry, self._repo.snapshot(), good)
+        outcome.notifications += expanded.continuations
+        outcome.counts["continuations"] += len(expanded.continuations)
+        return expanded
+
+    def compute(self, plan: Plan, wants: Sequence[Want], entered_us: int) -> Computed:
+        """Read the newest snapshot and run the handlers; writes nothing."""
+        started = time.perf_counter()
+        snapshot = self._repo.snapshot()
+        computed = Computed(plan, snapshot.ts, entered_us)
+        by_key = {want.key: want for want in wants}
+
+        def keep(key: str, rows: Rows) -> bool:
+            why = self._needless(plan, by_key[key], rows)
+            computed.needless[why or "needed"] += 1
+            return why is None
+
+        joined = fetch(snapshot, self._registry.catalog, plan, list(by_key), keep=keep)
+        fetched = time.perf_counter()
+        refresh = frozenset(key for key in joined if by_key[key].refresh)
+        answers = look_up(plan, joined, self._sources, self._registry.catalog, refresh)
+        for key, rows in joined.items():
+            computed.runs.append((by_key[key], execute(self._registry, plan, key, rows, answers)))
+        self._metrics.time("fetch_us", (fetched - started) * 1e6)
+        self._metrics.time("handlers_us", (time.perf_counter() - fetched) * 1e6)
+        return computed
+
+    def commit(self, computed: Computed, outcome: Outcome) -> list[Want]:
+        """Commit each run by itself in one durable write, report the committed, and return those that conflicted."""
+        started = time.perf_counter()
+        transactions = [self._transaction(computed, want, result) for want, result in computed.runs]
+        conflicted: list[Want] = []
+        commits = self._repo.commit_many(transactions) if transactions else []
+        for (want, result), commit in zip(computed.runs, commits, strict=True):
+            if isinstance(commit, int):
+                outcome.counts["rows_written"] += 1
+                self._report(outcome, computed, want, result, commit)
+            elif isinstance(commit, Conflict | SnapshotTooOld):
+                conflicted.append(want)
+            else:
+                raise commit
+        outcome.counts["conflicts"] += len(conflicted)
+        self._metrics.time("commit_us", (time.perf_counter() - started) * 1e6)
+        return conflicted
+
+    def _run_slice(self, plan: Plan, wants: Sequence[Want], entered_us: int, outcome: Outcome) -> None:
+        for attempt in range(MAX_ATTEMPTS):
+            computed = self.compute(plan, wants, entered_us)
+            for why in ("covered", "unconcerned"):
+                outcome.counts[why] += computed.needless[why]
+            wants = self.commit(computed, outcome)
+            if not wants:
+                return
+            if attempt + 1 < MAX_ATTEMPTS:
+                outcome.counts["retries"] += len(wants)
+                self._sleep(_BACK_OFF_S * 2**attempt * self._random.random())
+        outcome.counts["returned"] += len(wants)
+        outcome.notifications += [want.notification(plan) for want in wants]
+
+    def _needless(self, plan: Plan, want: Want, rows: Rows) -> str | None:
+        """Say why a run would find nothing to do, judged by the last run that is in the snapshot."""
+        if want.must_publish:
+            return None
+        stored, exists = rows[plan.output_table].stored, rows[plan.root].absence is None
+        last = decode(stored.get(RUN))  # present if the last run found that the row exists
+        if last is None or not exists:
+            return None
+        if any(step.error_cell in stored for step in plan.steps):
+            return None  # what failed may go well now
+        if last[0] >= want.commit_ts and last[1] == self._code_version:
+            return "covered"
+        return None if want.concerned else "unconcerned"
+
+    def _transaction(self, computed: Computed, want: Want, result: RunResult) -> Transaction:
+        header = leave(want.header, STAGE, computed.entered_us)
+        passed_on = header.SerializeToString()
+        transaction = self._repo.begin(
+            Origin(
+                stage=STAGE,
+                handler=computed.plan.root,
+                code_version=self._code_version,
+                trace_id=header.trace_id,
+                lane=header.lane,
+                origin_us=header.origin_us,
+                hops=passed_on,
+            ),
+            computed.snapshot_ts,
+        )
+        output = computed.plan.output_table
+        for (table, cell), data in result.changes.items():
+            if data is None:
+                transaction.delete(table, result.key, cell)
+            else:
+                transaction.put(table, result.key, cell, data)
+        if (output, DOCUMENT_BODY) in result.changes:
+            transaction.put(output, result.key, TIMELINE, passed_on)
+        if result.exists:
+            transaction.put(output, result.key, RUN, encode([computed.snapshot_ts, self._code_version]))
+        else:
+            transaction.delete(output, result.key, RUN)  # a write like any other to the conflict check
+        return transaction
+
+    def _report(self, outcome: Outcome, computed: Computed, want: Want, result: RunResult, commit_ts: int) -> None:
+        outcome.counts["runs"] += 1
+        for failure in result.failures:
+            if failure.reason == SOURCE_UNAVAILABLE:
+                outcome.counts[SOURCE_UNAVAILABLE] += 1
+            elif failure.is_new or want.redelivered:
+                outcome.dead_letters.append(_letter(computed.plan, want, failure))
+        if not computed.plan.is_document:
+            return
+        changed = result.body != result.body_before
+        outcome.counts["documents_changed" if changed else "documents_unchanged"] += 1
+        version: int | None = commit_ts
+        if not changed:
+            if not want.must_publish:
+                return
+            version = self._version(computed.plan, result, commit_ts)
+            if version is None:
+                return  # never published, and not servable: nobody has to forget it
+        header = leave(want.header, STAGE, computed.entered_us)
+        outcome.deltas.append(
+            pb.DocumentDelta(
+                header=header,
+                document_id=result.key,
+                version=version,
+                deleted=result.body is None,
+                body=result.body or b"",
+            )
+        )
+
+    def _version(self, plan: Plan, result: RunResult, commit_ts: int) -> int | None:
+        """Return when the unchanged body was written; None if there has never been one."""
+        versions = self._repo.history(plan.output_table, result.key, DOCUMENT_BODY).get(DOCUMENT_BODY, [])
+        return next((v.commit_ts for v in versions if v.commit_ts <= commit_ts), None)
+
+
+def _letter(plan: Plan, want: Want, failure: Failure) -> pb.DeadLetter:
+    replay = want.notification(plan)
+    replay.refresh = True
+    letter = dead_letter(
+        STAGE,
+        failure.reason,
+        f"{want.root} {want.key}: {failure.sentence}",
+        header=want.header,
+        table=want.root,
+        row=want.key,
+        handler=failure.handler,
+        detail=failure.detail,
+        payload=replay.SerializeToString(),
+        payload_type="Notification",
+    )
+    letter.topic = NOTIFICATIONS[lane_of(want.header)]
+    return letter

@@ -1,0 +1,115 @@
+"""Argus as a process: notifications from three lanes in; derived columns, documents and deltas out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+import structlog
+
+from argus._registry import load_registry
+from argus.core import STAGE, ArgusCore, Outcome, Sources
+from argus.rpc import serve
+from argus.sources import CachedSource, PerformanceDb
+from catalog import LaneName
+from messaging.api import Position, Record
+from messaging.home import Home
+from messaging.stage import StageContext
+from messaging.topics import ARGUS_GROUP, LANES, NOTIFICATIONS
+from storage_repo import Repo
+
+_BATCH: Mapping[LaneName, int] = {LaneName.HIGH: 256, LaneName.MEDIUM: 128, LaneName.LOW: 64}
+"""Records taken at once while a lane has a backlog. A high update waits for the batch before it, so a lower lane gets
+smaller ones; high fills any batch first (the consumer's topics are in order of priority)."""
+_WAIT_SECONDS = 0.5
+_LANE_OF_TOPIC = {topic: lane for lane, topic in NOTIFICATIONS.items()}
+
+
+def open_sources(home: Home) -> dict[str, CachedSource[int, object]]:
+    """Return the external sources of the built-in handlers, each behind its cache. Opens nothing yet."""
+    return {"performance": CachedSource("performance", PerformanceDb(home.performance_db))}
+
+
+def run(context: StageContext, repo: Repo, sources: Sources | None = None) -> None:
+    """Process notifications until told to stop.
+
+    Commits to the Repo come first; then deltas, dead letters, continuations and the consumer's positions are published
+    in one durable step. Killed in between, the records come again and their documents are published then.
+    Raises RepoError or MessagingError when a backend is away; started again, it goes on where it was.
+    """
+    registry = load_registry(context.catalog)
+    opened = open_sources(context.home) if sources is None else {}
+    used: Sources = opened if sources is None else sources
+    core = ArgusCore(
+        repo,
+        registry,
+        used,
+        code_version=context.code_version,
+        metrics=context.metrics,
+        seed=os.getpid(),
+    )
+    mirror_core = ArgusCore(repo, registry, used, code_version=context.code_version, seed=os.getpid() + 1)
+    mirror, port = serve(mirror_core, context.log)
+    topics = [NOTIFICATIONS[lane] for lane in LANES]
+    consumer = context.log.consumer(ARGUS_GROUP, topics, member=f"{STAGE}-{context.worker}")
+    context.ready(port)
+    size = min(_BATCH.values())
+    try:
+        while not context.stop.is_set():
+            context.beat()
+            records = consumer.poll(size, _WAIT_SECONDS)
+            if records:
+                process_and_publish(context, core, records)
+            size = next_batch_size(records, size)
+            for source in used.values():
+                for name, value in source.statistics().items():
+                    context.metrics.gauge(f"source_{name}:{source.name}", value)
+    finally:
+        consumer.close()
+        mirror.stop(grace=1)
+        for opened_source in opened.values():
+            opened_source.close()
+        context.metrics.flush(force=True)
+
+
+def next_batch_size(records: Sequence[Record], size: int) -> int:
+    """Return how many records to take next: more only while the last batch was full, by the lowest lane in it."""
+    if len(records) < size:
+        return min(_BATCH.values())
+    return min(_BATCH[_LANE_OF_TOPIC[record.topic]] for record in records)
+
+
+def process_and_publish(context: StageContext, core: ArgusCore, records: Sequence[Record]) -> Outcome:
+    """Process one batch and acknowledge it in the same step that publishes what it led to."""
+    started, cpu = time.perf_counter(), time.process_time()
+    outcome = core.process(records)
+    publishing = time.perf_counter()
+    context.log.publish(outcome.records(), positions_after(records))
+    ended = time.perf_counter()
+    metrics = context.metrics
+    metrics.count("notifications", len(records))
+    metrics.count("busy_us", int((ended - started) * 1e6))
+    metrics.count("cpu_us", int((time.process_time() - cpu) * 1e6))
+    metrics.time("publish_us", (ended - publishing) * 1e6)
+    metrics.time("batch_us", (ended - started) * 1e6)
+    structlog.get_logger().info(
+        "processed",
+        stage=STAGE,
+        worker=context.worker,
+        notifications=len(records),
+        **outcome.counts,
+        deltas=len(outcome.deltas),
+        dead_letters=len(outcome.dead_letters),
+        ms=round((ended - started) * 1e3, 2),
+    )
+    return outcome
+
+
+def positions_after(records: Sequence[Record]) -> list[Position]:
+    """Return the positions that acknowledge the given records."""
+    upto: dict[tuple[str, int], int] = {}
+    for record in records:
+        place = record.topic, record.partition
+        upto[place] = max(upto.get(place, 0), record.offset + 1)
+    return [Position(ARGUS_GROUP, topic, partition, offset) for (topic, partition), offset in upto.items()]

@@ -1,0 +1,57 @@
+"""Which ads fit this request?"""
+
+from manas._exceptions import (
+    CatalogMismatch,
+    IndexIncomplete,
+    InvalidDocument,
+    InvalidRequest,
+    ManasError,
+    ManasUnavailable,
+    SegmentCorrupt,
+    SegmentError,
+    SegmentFormat,
+    SegmentMissing,
+    UnusableCatalog,
+)
+from manas._manifest import Manifest
+from manas._ranking import PlannerLimits
+from manas._view import Outcome
+from manas._writer import SegmentWriter
+from manas.api import Answer, Hit, SearchBackend
+from manas.bases import BaseInfo, current_base, list_bases, publish, rollback
+from manas.budgets import is_funded
+from manas.client import ManasClient
+from manas.index import Index
+from manas.local import open_local_index
+from manas.segment import Segment
+
+__all__ = [
+    "Answer",
+    "BaseInfo",
+    "CatalogMismatch",
+    "Hit",
+    "Index",
+    "IndexIncomplete",
+    "InvalidDocument",
+    "InvalidRequest",
+    "ManasClient",
+    "ManasError",
+    "ManasUnavailable",
+    "Manifest",
+    "Outcome",
+    "PlannerLimits",
+    "SearchBackend",
+    "Segment",
+    "SegmentCorrupt",
+    "SegmentError",
+    "SegmentFormat",
+    "SegmentMissing",
+    "SegmentWriter",
+    "UnusableCatalog",
+    "current_base",
+    "is_funded",
+    "list_bases",
+    "open_local_index",
+    "publish",
+    "rollback",
+]

@@ -1,0 +1,111 @@
+"""The manifest: what a segment contains, up to when, and the size and checksum of every file.
+
+Written last, so a directory without one is a build that never finished. It carries a checksum of itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from manas._exceptions import SegmentCorrupt, SegmentFormat, SegmentMissing
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 20
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Size and BLAKE2b-128 of one file."""
+
+    bytes: int
+    blake2b: str
+
+
+class FieldFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a field was indexed when the segment was built."""
+
+    index: str
+    type: str
+    dims: int = 0
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Description of a segment."""
+
+    format_version: int
+    catalog: str
+    fingerprint: str
+    documents: int
+    snapshot_ts: int
+    """Every document version at or before it is in the segment; deltas at or before it are ignored."""
+    delta_positions: dict[int, int]
+    """Partition of the delta topic -> first offset to apply."""
+    budget_positions: dict[int, int]
+    """Partition of the budgets topic -> next offset when the snapshot was taken. Followers read that topic from its
+    start (it is compacted by key), so this only dates the base."""
+    coverage: dict[str, float]
+    """Field -> share of documents that have it, 0..1."""
+    fields: dict[str, FieldFormat]
+    files: dict[str, FileEntry]
+    created_at: str
+    """ISO time, UTC."""
+    checksum: str = ""
+    """BLAKE2b-128 of this manifest with an empty checksum."""
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest with its checksum and return it; the caller syncs the directory."""
+    sealed = msgspec.structs.replace(manifest, checksum=_seal(manifest))
+    (directory / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(sealed), indent=1))
+    return sealed
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read a segment's manifest. Raises SegmentMissing, SegmentCorrupt, SegmentFormat."""
+    file = directory / MANIFEST
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise SegmentMissing(f"{directory} has no {MANIFEST}: the build never finished; build the base again") from None
+    try:
+        version = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("format_version")
+        if version is not None and bytes(version) != str(FORMAT_VERSION).encode() and bytes(version).isdigit():
+            raise SegmentFormat(
+                f"{file} has format {bytes(version).decode()}, this code reads {FORMAT_VERSION}; build the base again"
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SegmentCorrupt(str(file), f"not a manifest ({error})") from None
+    if manifest.checksum != _seal(manifest):
+        raise SegmentCorrupt(str(file), "its contents do not match its own checksum")
+    return manifest
+
+
+def check_files(directory: Path, manifest: Manifest, *, verify: bool) -> None:
+    """Compare every file with the manifest: sizes, and with `verify` checksums. Raises SegmentCorrupt."""
+    for name, entry in manifest.files.items():
+        file = directory / name
+        if not file.is_file():
+            raise SegmentCorrupt(str(file), "is missing")
+        if (size := file.stat().st_size) != entry.bytes:
+            raise SegmentCorrupt(str(file), f"has {size} bytes instead of {entry.bytes}")
+        if verify and file_entry(file).blake2b != entry.blake2b:
+            raise SegmentCorrupt(str(file), "checksum differs")
+
+
+def file_entry(file: Path) -> FileEntry:
+    """Return size and checksum of a file."""
+    digest, size = hashlib.blake2b(digest_size=16), 0
+    with file.open("rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileEntry(size, digest.hexdigest())
+
+
+def _seal(manifest: Manifest) -> str:
+    plain = msgspec.json.encode(msgspec.structs.replace(manifest, checksum=""))
+    return hashlib.blake2b(plain, digest_size=16).hexdigest()

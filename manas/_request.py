@@ -1,0 +1,292 @@
+"""Requests: from JSON to conditions, with every fault named together with what would be valid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from typing import Any
+
+import numpy as np
+
+from catalog import Catalog, Destination, Dimension, Field, ValueType
+from catalog.targeting import ANY
+from catalog.text import unique_terms
+from catalog.values import datetime_of, micros_of
+from manas._clauses import And, Clause, Condition, Funded, HasVector, InSchedule, Is, Not, Or, Range, Targets, Term
+from manas._exceptions import InvalidDocument, InvalidRequest, UnusableCatalog
+from manas._schema import INT64_MAX, INT64_MIN, DocumentSchema, Floats, normalized, term_of
+from messaging.headers import now_us
+
+MICROS = 1_000_000
+"""Prices and bids are kept in millionths of a currency unit."""
+MAX_DEPTH, MAX_NODES = 32, 1_000
+"""Of a filter tree: more is a mistake or an attack, and a deeper tree would exhaust the interpreter's stack."""
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_BOUNDS = ("gte", "gt", "lte", "lt")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A request, checked and compiled."""
+
+    conditions: tuple[Condition, ...]
+    at_us: int
+    text_terms: tuple[str, ...] = ()
+    vector: Floats | None = None
+    similar_to: str | None = None
+    max_per_group: int | None = None
+
+
+class RequestParser:
+    """Compiles requests against one catalogue."""
+
+    def __init__(self, schema: DocumentSchema) -> None:
+        """Raises UnusableCatalog when a dimension is named like one of the request's own keys."""
+        self._schema = schema
+        self._catalog: Catalog = schema.catalog
+        serving = self._catalog.serving
+        own = {"at": True, "filter": True, "text": serving.text, "price": serving.price, "vector": serving.vector}
+        own |= {"similar_to": serving.vector, "max_per_advertiser": serving.diversity}
+        clash = own.keys() & self._catalog.dimensions.keys()
+        if clash:
+            raise UnusableCatalog(f"dimensions {sorted(clash)} are named like keys that every request has; rename them")
+        self._dimensions = dict(self._catalog.dimensions) if serving.targeting is not None else {}
+        self._keys = sorted([key for key, usable in own.items() if usable] + list(self._dimensions))
+
+    def parse(self, request: Mapping[str, Any]) -> Query:
+        """Check and compile a request. Raises InvalidRequest naming the key."""
+        if not isinstance(request, Mapping):
+            raise InvalidRequest(f"a request is a JSON object, got {_shown(request)}")
+        for key in request:
+            if key not in self._keys:
+                raise InvalidRequest(f"unknown key {key!r}; valid are {', '.join(self._keys)}")
+        if "vector" in request and "similar_to" in request:
+            raise InvalidRequest("give either vector or similar_to, not both")
+        serving = self._catalog.serving
+        at_us = _time(request["at"], "at") if "at" in request else now_us()
+        conditions = [
+            Condition("schedule", InSchedule(serving.starts, serving.ends, at_us), f"runs at {datetime_of(at_us)}"),
+            Condition("budget", Funded(), "has budget left"),
+        ]
+        for dimension in self._dimensions.values():
+            conditions += self._targeting(dimension, request.get(dimension.name))
+        if "price" in request:
+            conditions.append(self._price(request["price"]))
+        terms: tuple[str, ...] = ()
+        if "text" in request and serving.text is not None:
+            terms = self._text_terms(request["text"])
+            clause = Or(tuple(Term(serving.text, term) for term in terms))
+            conditions.append(Condition("text", clause, f"has one of the words {', '.join(terms)}"))
+        if "filter" in request:
+            tree = _Tree(self._schema).clause(request["filter"])
+            conditions.append(Condition("filter", tree, "satisfies the filter"))
+        vector, similar_to = None, None
+        if serving.vector is not None and ("vector" in request or "similar_to" in request):
+            conditions.append(Condition("vector", HasVector(serving.vector), f"has a value of {serving.vector}"))
+            if "vector" in request:
+                vector = self._vector(request["vector"], self._catalog.fields[serving.vector])
+            else:
+                similar_to = self._document_id(request["similar_to"])
+                words = f"is not {similar_to} itself"
+                conditions.append(Condition("other", Not(Is(similar_to)), words))
+        return Query(tuple(conditions), at_us, terms, vector, similar_to, self._max_per_group(request))
+
+    def _targeting(self, dimension: Dimension, value: Any) -> list[Condition]:
+        if value == ANY:
+            return []
+        name = dimension.name
+        values: tuple[str | int, ...] = ()
+        if value is not None:
+            given = value if isinstance(value, list) else [value]
+            if isinstance(value, list) and not dimension.multi:
+                raise InvalidRequest(f"{name}: takes one value, got a list")
+            wanted = int if dimension.type is ValueType.INT else str
+            for item in given:
+                if not isinstance(item, wanted) or isinstance(item, bool):
+                    raise InvalidRequest(f"{name}: values are {dimension.type.value}, got {_shown(item)}")
+                if dimension.values and str(item) not in dimension.values:
+                    raise InvalidRequest(f"{name}: {item!r} is none of {', '.join(dimension.values)}")
+            values = tuple(dict.fromkeys(given))
+        said = f"accepts {name} {', '.join(map(str, values))}" if values else f"does not care about {name} (not given)"
+        field = self._catalog.serving.targeting or ""
+        return [Condition(f"targeting:{name}", Targets(field, name, values), said)]
+
+    def _price(self, value: Any) -> Condition:
+        serving = self._catalog.serving
+        allowed = ["min", "max"] + (["currency"] if serving.currency else [])
+        _object(value, "price", allowed)
+        low = _micros(value["min"], "price.min", ROUND_CEILING) if "min" in value else None
+        high = _micros(value["max"], "price.max", ROUND_FLOOR) if "max" in value else None
+        if low is not None and high is not None and Decimal(str(value["min"])) > Decimal(str(value["max"])):
+            raise InvalidRequest(f"price: min {value['min']} is above max {value['max']}")
+        parts: list[Clause] = [Range(serving.price or "", low, high)]
+        currency = value.get("currency")
+        if currency is not None:
+            if not isinstance(currency, str):
+                raise InvalidRequest(f"price.currency: a string like 'EUR', got {_shown(currency)}")
+            parts.append(Term(serving.currency or "", currency))
+        words = f"price between {value.get('min', 'anything')} and {value.get('max', 'anything')} {currency or ''}"
+        return Condition("price", And(tuple(parts)), words.strip())
+
+    def _text_terms(self, value: Any) -> tuple[str, ...]:
+        if not isinstance(value, str):
+            raise InvalidRequest(f"text: a string, got {_shown(value)}")
+        terms = tuple(unique_terms(value))
+        if not terms:
+            raise InvalidRequest(f"text: {value[:60]!r} has no words; leave the key out to search without text")
+        return terms
+
+    def _vector(self, value: Any, field: Field) -> Floats:
+        dims = field.column.dims
+        if not isinstance(value, list) or len(value) != dims or not all(map(_is_number, value)):
+            got = f"a list of {len(value)}" if isinstance(value, list) else _shown(value)
+            raise InvalidRequest(f"vector: a list of {dims} finite numbers (field {field.name}), got {got}")
+        packed = np.clip(np.array(value, dtype=np.float64), -_FLOAT32_MAX, _FLOAT32_MAX).astype("<f4")
+        return normalized(packed.tobytes())
+
+    def _document_id(self, value: Any) -> str:
+        try:
+            if isinstance(value, int | str) and not isinstance(value, bool):
+                return str(self._schema.key(str(value)))
+        except InvalidDocument as error:
+            raise InvalidRequest(f"similar_to: {error}") from None
+        raise InvalidRequest(f"similar_to: an ad id, got {_shown(value)}")
+
+    def _max_per_group(self, request: Mapping[str, Any]) -> int | None:
+        value = request.get("max_per_advertiser")
+        if "max_per_advertiser" in request and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise InvalidRequest(f"max_per_advertiser: a whole number from 1, got {_shown(value)}")
+        return value
+
+
+class _Tree:
+    """Compiles one filter tree."""
+
+    def __init__(self, schema: DocumentSchema) -> None:
+        self._schema = schema
+        self._nodes = 0
+
+    def clause(self, node: Any, depth: int = 0) -> Clause:
+        """Compile a node. Raises InvalidRequest."""
+        self._nodes += 1
+        if depth > MAX_DEPTH or self._nodes > MAX_NODES:
+            raise InvalidRequest(f"filter: deeper than {MAX_DEPTH} or more than {MAX_NODES} nodes; simplify it")
+        kinds = ("and", "or", "not", "term", "range")
+        if not isinstance(node, Mapping) or len(node) != 1 or next(iter(node)) not in kinds:
+            raise InvalidRequest(
+                f"filter: a node is an object with one key out of {', '.join(kinds)}, got {_shown(node)}"
+            )
+        kind, value = next(iter(node.items()))
+        match kind:
+            case "and" | "or":
+                if not isinstance(value, list) or not value:
+                    raise InvalidRequest(f"filter: {kind!r} takes a list of at least one node, got {_shown(value)}")
+                parts = tuple(self.clause(v, depth + 1) for v in value)
+                return And(parts) if kind == "and" else Or(parts)
+            case "not":
+                return Not(self.clause(value, depth + 1))
+            case "term":
+                return self._term(value)
+        return self._range(value)
+
+    def _term(self, value: Any) -> Clause:
+        _object(value, "filter term", ["field", "value"], required=["field", "value"])
+        field = self._field(value["field"], self._schema.term_fields, "term")
+        wanted: type = str
+        if field.type in (ValueType.INT, ValueType.INT_LIST):
+            wanted = int
+        elif field.type is ValueType.BOOL:
+            wanted = bool
+        given = value["value"]
+        if type(given) is not wanted:
+            raise InvalidRequest(f"filter term: values of {field.name} are {wanted.__name__}, got {_shown(given)}")
+        return Term(field.name, term_of(given))
+
+    def _range(self, value: Any) -> Clause:
+        _object(value, "filter range", ["field", *_BOUNDS], required=["field"])
+        field = self._field(value["field"], self._schema.number_fields, "range")
+        given = {name: value[name] for name in _BOUNDS if name in value}
+        if not given or {"gte", "gt"} <= given.keys() or {"lte", "lt"} <= given.keys():
+            raise InvalidRequest(f"filter range on {field.name}: give gte or gt, lte or lt, or one of each")
+        return _interval(field, {name: self._bound(field, name, limit) for name, limit in given.items()})
+
+    @staticmethod
+    def _bound(field: Field, name: str, limit: Any) -> int | float:
+        if field.type is ValueType.TIME and isinstance(limit, str):
+            return _time(limit, f"filter range {field.name}.{name}")
+        if not _is_number(limit):
+            raise InvalidRequest(f"filter range on {field.name}: {name} must be a finite number, got {_shown(limit)}")
+        number: int | float = limit
+        return number
+
+    def _field(self, name: Any, fitting: Mapping[str, Field], kind: str) -> Field:
+        if isinstance(name, str) and name in fitting:
+            return fitting[name]
+        known = self._schema.fields.get(name) if isinstance(name, str) else None
+        if known is None:
+            raise InvalidRequest(f"filter {kind}: no field {_shown(name)}; valid are {', '.join(sorted(fitting))}")
+        how = "not indexed" if known.index is Destination.FORWARD else f"indexed as {known.index.value}"
+        raise InvalidRequest(f"filter {kind}: field {name} is {how}; {kind} works on {', '.join(sorted(fitting))}")
+
+
+def _interval(field: Field, bounds: Mapping[str, int | float]) -> Clause:
+    """Return the closed interval that equals the bounds on the field's own numbers."""
+    low: float | None = None
+    high: float | None = None
+    if field.type is ValueType.FLOAT:
+        low = bounds.get("gte", math.nextafter(bounds["gt"], math.inf) if "gt" in bounds else None)
+        high = bounds.get("lte", math.nextafter(bounds["lt"], -math.inf) if "lt" in bounds else None)
+        return Range(field.name, low, high)
+    if "gte" in bounds or "gt" in bounds:
+        low = math.ceil(bounds["gte"]) if "gte" in bounds else math.floor(bounds["gt"]) + 1
+    if "lte" in bounds or "lt" in bounds:
+        high = math.floor(bounds["lte"]) if "lte" in bounds else math.ceil(bounds["lt"]) - 1
+    if (low is not None and low > INT64_MAX) or (high is not None and high < INT64_MIN):
+        return Or((Range(field.name, 1, 0),))
+    low = None if low is None or low < INT64_MIN else low
+    high = None if high is None or high > INT64_MAX else high
+    return Range(field.name, low, high)
+
+
+def _object(value: Any, where: str, allowed: Iterable[str], required: Iterable[str] = ()) -> None:
+    allowed = list(allowed)
+    if not isinstance(value, Mapping) or not value:
+        raise InvalidRequest(f"{where}: an object with {', '.join(allowed)}, got {_shown(value)}")
+    for key in value:
+        if key not in allowed:
+            raise InvalidRequest(f"{where}: unknown key {key!r}; valid are {', '.join(allowed)}")
+    for key in required:
+        if key not in value:
+            raise InvalidRequest(f"{where}: {key!r} is missing")
+
+
+def _micros(value: Any, where: str, rounding: str) -> int:
+    if not _is_number(value):
+        raise InvalidRequest(f"{where}: a finite number of currency units, got {_shown(value)}")
+    micros = int((Decimal(str(value)) * MICROS).to_integral_value(rounding))
+    return min(max(micros, INT64_MIN), INT64_MAX)
+
+
+def _time(value: Any, where: str) -> int:
+    if isinstance(value, str):
+        try:
+            return micros_of(datetime.fromisoformat(value))
+        except ValueError:
+            pass
+    raise InvalidRequest(f"{where}: an ISO time like 2026-01-31T12:00:00Z, got {_shown(value)}")
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond what a float can hold
+        return False
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80]

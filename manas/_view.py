@@ -1,0 +1,125 @@
+"""Base and delta merged: the delta's newer version of a document hides the base's, tombstones hide it altogether."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+from pyroaring import BitMap
+
+from manas._delta import Delta, Entry
+from manas._layer import LayerView
+from manas._schema import DocumentSchema, PreparedDocument
+from manas._writer import GRAPH_FROM
+from manas.segment import Segment
+
+
+class Outcome(StrEnum):
+    """What became of a delta or budget state."""
+
+    APPLIED = "applied"
+    STALE = "stale"
+    """A newer version is known."""
+    DUPLICATE = "duplicate"
+    """This very version is known."""
+    COVERED = "covered"
+    """At or before the base's snapshot."""
+
+
+class View:
+    """One base (or none) with the deltas since. Not safe for threads: its owner locks."""
+
+    def __init__(
+        self, schema: DocumentSchema, segment: Segment | None, version: str = "", *, graph_from: int = GRAPH_FROM
+    ) -> None:
+        """Raises CatalogMismatch when the segment contradicts the catalogue."""
+        self.schema = schema
+        self.segment = segment
+        self.base_version = version
+        self.fields_missing_in_base = segment.check_catalog(schema.catalog) if segment is not None else []
+        self.delta = Delta(schema, graph_from=graph_from)
+        self.funded_keys: set[str] = set()
+        self._budget_key = schema.catalog.serving.budget_key
+        self._base_live = BitMap()
+        if segment is not None and segment.count:
+            self._base_live.add_range(0, segment.count)
+        self._base_funded = BitMap()
+        self._delta_funded = BitMap()
+
+    def judge(self, document_id: str, version: int) -> Outcome:
+        """Return what would become of this version of a document."""
+        known = self.delta.entries.get(document_id)
+        if known is not None:
+            if version > known.version:
+                return Outcome.APPLIED
+            return Outcome.DUPLICATE if version == known.version else Outcome.STALE
+        if self.segment is not None and version <= self.segment.manifest.snapshot_ts:
+            return Outcome.COVERED
+        return Outcome.APPLIED
+
+    def upsert(self, document: PreparedDocument, entry: Entry) -> None:
+        """Put a document that `judge` has let pass."""
+        self._hide(document.document_id)
+        self.delta.upsert(document, entry)
+        if self.funded_keys.isdisjoint(document.terms.get(self._budget_key, ())):
+            self._delta_funded.discard(entry.slot)
+        else:
+            self._delta_funded.add(entry.slot)
+
+    def delete(self, document_id: str, entry: Entry) -> None:
+        """Put a tombstone that `judge` has let pass."""
+        self._hide(document_id)
+        slot = self.delta.internal(document_id)
+        if slot is not None:
+            self._delta_funded.discard(slot)
+        self.delta.delete(document_id, entry)
+
+    def _hide(self, document_id: str) -> None:
+        if self.segment is not None and document_id not in self.delta.entries:
+            internal = self.segment.internal(document_id)
+            if internal is not None:
+                self._base_live.discard(internal)
+
+    def set_funded(self, keys: Iterable[str]) -> None:
+        """Take over which budgets have something left, all at once."""
+        self.funded_keys = set(keys)
+        self._base_funded = BitMap()
+        if self.segment is not None and self.funded_keys:
+            holders = [self.segment.postings(self._budget_key, key) for key in self.funded_keys]
+            self._base_funded = BitMap.union(*holders)
+        holders = [self.delta.postings(self._budget_key, key) for key in self.funded_keys]
+        self._delta_funded = BitMap.union(*holders) if holders else BitMap()
+
+    def fund(self, key: str, funded: bool) -> None:
+        """Note that one budget has something left again, or nothing any more."""
+        if funded == (key in self.funded_keys):
+            return
+        base = self.segment.postings(self._budget_key, key) if self.segment is not None else BitMap()
+        delta = self.delta.postings(self._budget_key, key)
+        if funded:
+            self.funded_keys.add(key)
+            self._base_funded |= base
+            self._delta_funded |= delta
+        else:
+            self.funded_keys.discard(key)
+            self._base_funded -= base
+            self._delta_funded -= delta
+
+    def layers(self) -> list[LayerView]:
+        """Return the layers that have documents or could have, base first."""
+        delta = LayerView(self.delta, self.delta.live, self._delta_funded)
+        if self.segment is None:
+            return [delta]
+        return [LayerView(self.segment, self._base_live, self._base_funded), delta]
+
+    def find(self, document_id: str) -> tuple[LayerView, int] | None:
+        """Return where a live document is."""
+        for view in reversed(self.layers()):
+            internal = view.layer.internal(document_id)
+            if internal is not None and internal in view.live:
+                return view, internal
+        return None
+
+    def documents(self) -> int:
+        """Return the number of live documents."""
+        return len(self._base_live) + len(self.delta.live)

@@ -1,0 +1,41 @@
+"""What a caller of retrieval needs, whether the index is in its own process or behind a server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypedDict
+
+from messaging.proto import adsindex_pb2 as pb
+
+
+class Hit(TypedDict):
+    """One ad of an answer."""
+
+    ad_id: int | str
+    score: float
+
+
+class Answer(TypedDict):
+    """Hits in order of rank, and how many ads match before the cut at k and before diversity."""
+
+    hits: list[Hit]
+    total: int
+
+
+class SearchBackend(Protocol):
+    """Implemented by `Index` (in process) and `ManasClient` (a server)."""
+
+    def search(self, request: Mapping[str, Any], k: int = 10) -> Answer:
+        """Return the best `k` ads that fit; 0 means all. Raises InvalidRequest, ManasUnavailable."""
+
+    def explain(self, request: Mapping[str, Any], k: int = 10, ad_id: int | str | None = None) -> dict[str, Any]:
+        """Return the plan with estimates and actual counts, and why an ad is or is not in the answer."""
+
+    def get(self, document_ids: Sequence[str]) -> list[pb.ServedDocument]:
+        """Return what serving has of each document, in the order asked."""
+
+    def stats(self) -> dict[str, Any]:
+        """Return sizes, versions and positions."""
+
+    def budget(self, campaign_id: str) -> pb.BudgetState | None:
+        """Return the newest budget state known of a campaign."""
