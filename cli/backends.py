@@ -1,0 +1,52 @@
+"""Open everything a command needs to look at a home, whether or not `up` is running on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from catalog import Catalog
+from cli.runtime import open_catalog, open_log, open_repo
+from cli.serving import HomeServing
+from debug_ui.backends import Backends
+from gateway import AdsDb
+from messaging.home import Home
+
+
+def open_ads_db(home: Home, catalog: Catalog) -> AdsDb:
+    """Open the ads DB of a home, its tables and its change capture made."""
+    ads_db = AdsDb.open(home.ads_db)
+    ads_db.ensure_capture(catalog)
+    return ads_db
+
+
+def open_backends(home: Home, catalog: Catalog, *, server_only: bool = False) -> Backends:
+    """Return the backends of a home; serving is the running Manas server, else the index opened in this process."""
+    log = open_log(home)
+    return Backends(
+        home=home,
+        catalog=catalog,
+        log=log,
+        repo=open_repo(home, catalog),
+        ads_db=open_ads_db(home, catalog),
+        serving=HomeServing(home, catalog, log, server_only=server_only),
+    )
+
+
+def close_backends(opened: Backends) -> None:
+    """Close all of them; safe to call twice."""
+    if isinstance(opened.serving, HomeServing):
+        opened.serving.close()
+    opened.repo.close()
+    opened.log.close()
+    opened.ads_db.close()
+
+
+@contextmanager
+def backends(home: Home) -> Iterator[Backends]:
+    """Open the backends of a home for one command and close them after it."""
+    opened = open_backends(home, open_catalog(home))
+    try:
+        yield opened
+    finally:
+        close_backends(opened)

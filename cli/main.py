@@ -1,0 +1,274 @@
+"""The command line. Results go to standard output, progress and warnings to standard error; errors exit with 1 or 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.runtime import CommandError, open_catalog
+from messaging.home import Home
+
+app = typer.Typer(
+    name="adsindex",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Keep a servable, enriched document per ad in step with the ads database, within milliseconds.",
+)
+workflow_app = typer.Typer(no_args_is_help=True, help="Batch work: base index, refresh, resync, garbage collection.")
+app.add_typer(workflow_app, name="workflow")
+why_app = typer.Typer(no_args_is_help=True, help="Say why something does not serve, stopping at the first cause.")
+app.add_typer(why_app, name="why")
+
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Where this installation keeps its state.", envvar="ADSINDEX_HOME")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+@app.command()
+def up(
+    home: HomeOption = None,
+    sample: Annotated[int, typer.Option(min=0, help="Generate this many ads if the ads DB is empty; 0 = none.")] = 3000,
+    seed: Annotated[int, typer.Option(help="Seed of the generated sample.")] = 7,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 = a free one.")] = 0,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="Work until nothing is outstanding.")] = False,
+    as_json: JsonOption = False,
+    argus_workers: Annotated[int, typer.Option(min=1, max=8, help="Argus processes.")] = 1,
+    catalog: Annotated[Path | None, typer.Option(help="Catalogue file; remembered for this home.")] = None,
+) -> None:
+    """Start every stage as a supervised process, show progress and the page's address."""
+    from cli.up import run_up
+
+    run_up(
+        Home.open(home), sample=sample, seed=seed, port=port, until_idle=until_idle, as_json=as_json,
+        argus_workers=argus_workers, catalog_file=catalog,
+    )  # fmt: skip
+
+
+@app.command()
+def load(
+    csv: Annotated[Path, typer.Argument(help="The export.")],
+    mapping: Annotated[str, typer.Option(help="Mapping file, or the name of one in mappings/.")],
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Import an ads export into the ads DB. Bad rows are reported, good ones go in; twice changes nothing."""
+    from batch_workflows.ads_import import load_csv
+    from cli.backends import open_ads_db
+    from cli.runtime import open_log
+
+    opened = Home.open(home)
+    catalog = open_catalog(opened)
+    log = open_log(opened)
+    report = load_csv(csv, mapping, open_ads_db(opened, catalog), opened.performance_db, log)
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        typer.echo(report.to_text())
+    if report.rows_read and not report.rows_good:
+        raise typer.Exit(1)
+
+
+@app.command()
+def sql(
+    statement: Annotated[str, typer.Argument(help="SQL for the ads DB.")],
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run SQL on the ads DB in one transaction, like any application would."""
+    from cli.backends import open_ads_db
+    from cli.show import table_of
+
+    opened = Home.open(home)
+    results = open_ads_db(opened, open_catalog(opened)).execute(statement)
+    if as_json:
+        last = results[-1]
+        _print_json({"columns": last.columns, "rows": last.rows, "rowcount": last.rowcount})
+        return
+    for result in results:
+        if result.columns:
+            table_of(result.columns, result.rows)
+        else:
+            typer.echo(f"{result.rowcount} rows changed")
+
+
+@app.command()
+def search(
+    request: Annotated[str | None, typer.Option(help="One request as a JSON object.")] = None,
+    requests: Annotated[Path | None, typer.Option(help="A file with a request per line; - = standard input.")] = None,
+    k: Annotated[int, typer.Option("-k", min=0, help="How many hits; 0 = all.")] = 10,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the plan and what each clause let through.")] = False,
+    ad: Annotated[str, typer.Option(help="With --explain: why this ad is or is not in the answer.")] = "",
+) -> None:
+    """Say which ads fit a request."""
+    from cli.search import run_search
+
+    if (request is None) == (requests is None):
+        raise CommandError("give either --request JSON or --requests FILE.jsonl")
+    run_search(Home.open(home), request, requests, k=k, as_json=as_json, explain=explain or bool(ad), ad=ad)
+
+
+@app.command()
+def show(
+    kind: Annotated[str, typer.Argument(help="advertiser, campaign, ad_group, ad, pin, image or document.")],
+    identifier: Annotated[str, typer.Argument(metavar="ID", help="The id that the ads DB has.")],
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+    history: Annotated[bool, typer.Option("--history", help="All kept versions of every column.")] = False,
+) -> None:
+    """Show everything known of an entity: columns with versions and writers, and what serving has."""
+    from cli.backends import backends
+    from debug_ui.inspect import inspect_entity
+    from debug_ui.render import render_text
+
+    with backends(Home.open(home)) as opened:
+        view = inspect_entity(
+            opened, kind.replace("-", "_").replace("adgroup", "ad_group"), identifier, history=history
+        )
+        if as_json:
+            _print_json(view.to_json())
+        else:
+            _console().print(render_text(view))
+
+
+@why_app.command("campaign")
+def why_campaign(
+    identifier: Annotated[str, typer.Argument(metavar="ID")], home: HomeOption = None, as_json: JsonOption = False
+) -> None:
+    """Say why a campaign is not spending: an ordered chain that stops at the first cause."""
+    from cli.backends import backends
+    from debug_ui.diagnosis import diagnose_campaign
+    from debug_ui.render import render_diagnosis
+
+    with backends(Home.open(home)) as opened:
+        diagnosis = diagnose_campaign(opened, identifier)
+        if as_json:
+            _print_json(diagnosis.to_json())
+        else:
+            _console().print(render_diagnosis(diagnosis))
+
+
+@app.command()
+def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show stages, lag, latency, conflicts, drops and the base index's age."""
+    from cli.backends import backends
+    from debug_ui.health import pipeline_status
+    from debug_ui.render import render_status
+
+    with backends(Home.open(home)) as opened:
+        state = pipeline_status(opened)
+        if as_json:
+            _print_json(state.to_json())
+        else:
+            _console().print(render_status(state))
+
+
+@app.command()
+def documents(home: HomeOption = None, readable: bool = True) -> None:
+    """Print every servable document of the Storage Repo, one JSON object a line, ordered by id; for comparing runs."""
+    from catalog.documents import readable_document
+    from catalog.model import DOCUMENT_BODY
+    from cli.backends import backends
+
+    with backends(Home.open(home)) as opened:
+        table = opened.catalog.document_table
+        for row, cells in opened.repo.snapshot().scan(table, columns=[DOCUMENT_BODY]):
+            body = cells[DOCUMENT_BODY]
+            shown = readable_document(opened.catalog, body) if readable else body.hex()
+            sys.stdout.write(json.dumps({"id": row, "document": shown}, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+@workflow_app.command("run")
+def workflow_run(
+    name: Annotated[str, typer.Argument(help="base-index, refresh, resync, rollback-base or collect-garbage.")],
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+    table: Annotated[str, typer.Option(help="refresh: only rows of this table.")] = "",
+    ids: Annotated[str, typer.Option(help="refresh: only these ids, separated by commas.")] = "",
+    advertiser: Annotated[str, typer.Option(help="refresh: only this advertiser's ads.")] = "",
+    stored: Annotated[
+        bool, typer.Option("--stored", help="base-index: take the stored documents instead of running the handlers.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="base-index: publish although a gate refuses.")] = False,
+) -> None:
+    """Run a batch workflow to its end."""
+    from cli.workflows import run_workflow
+
+    result = run_workflow(
+        Home.open(home),
+        name,
+        table=table,
+        ids=[i for i in ids.split(",") if i],
+        advertiser=advertiser,
+        stored=stored,
+        force=force,
+    )
+    if as_json:
+        _print_json(result)
+    else:
+        typer.echo("\n".join(f"{key.replace('_', ' ')}: {_short(value)}" for key, value in result.items()))
+
+
+@workflow_app.command("list")
+def workflow_list() -> None:
+    """List the workflows."""
+    from cli.workflows import WORKFLOWS
+
+    for name, what in WORKFLOWS.items():
+        typer.echo(f"{name:16} {what}")
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="pipeline")],
+    as_json: JsonOption = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: does it run, not how fast is it.")] = False,
+) -> None:
+    """Run a benchmark: ours beside what a user could pick instead, on the same data in the same run."""
+    from benchmarks import run_benchmark
+
+    result = run_benchmark(name, quick=quick)
+    if as_json:
+        _print_json(result)
+    else:
+        from benchmarks import render_benchmark
+
+        _console().print(render_benchmark(result))
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, default=str) if isinstance(value, dict | list) else str(value)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def main() -> None:
+    """Run the command line; turn known errors into one sentence on standard error."""
+    from cli.errors import known_errors
+    from cli.worker import configure_logging
+
+    configure_logging("warning")
+    try:
+        app()
+    except known_errors() as error:
+        sys.stderr.write(f"adsindex: {error}\n")
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The composition root: which backends a command or a stage process gets for a home."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from catalog import Catalog, DependencyGraph, load_catalog
+from messaging import Log, open_embedded_log
+from messaging.home import Home
+from messaging.topics import ensure_topics
+from storage_repo import Repo, RepoSchema
+from storage_repo.embedded import EmbeddedRepo
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class CommandError(Exception):
+    """A command cannot do what was asked; the text says what, where and what to do."""
+
+
+def resolve_catalog_file(home: Home, explicit: Path | None = None) -> Path | None:
+    """Return the catalogue file of a home: the explicit one (remembered), the remembered one, or None = built in."""
+    if explicit is not None:
+        if not explicit.is_file():
+            raise CommandError(f"no catalogue at {explicit}; give the path of a YAML file like catalog/ads.yaml")
+        home.catalog_pointer.write_text(str(explicit.resolve()))
+        return explicit
+    if home.catalog_pointer.exists():
+        remembered = Path(home.catalog_pointer.read_text().strip())
+        if not remembered.is_file():
+            raise CommandError(
+                f"{home.root} was started with the catalogue {remembered}, which is gone; put it back, "
+                f"or start with --catalog FILE, or remove {home.catalog_pointer} to use the built-in one"
+            )
+        return remembered
+    return None
+
+
+def open_catalog(home: Home, explicit: Path | None = None) -> Catalog:
+    """Load the catalogue of a home."""
+    return load_catalog(resolve_catalog_file(home, explicit))
+
+
+def open_log(home: Home) -> Log:
+    """Open the message log of a home, its topics made."""
+    log = open_embedded_log(home.log, home.wake)
+    ensure_topics(log)
+    return log
+
+
+def open_repo(home: Home, catalog: Catalog) -> Repo:
+    """Open the Storage Repo of a home with the catalogue's tables."""
+    return EmbeddedRepo.open(home.store, RepoSchema.of(catalog.repo_tables()), wake_dir=home.wake)
+
+
+def dependency_graph(catalog: Catalog) -> DependencyGraph:
+    """Check the handlers against the catalogue and return the graph."""
+    from argus import load_registry
+
+    return load_registry(catalog).graph
+
+
+@cache
+def code_version() -> str:
+    """Return the git revision of the checkout, or a hash of the sources where there is no git."""
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return done.stdout.strip()
+    digest = hashlib.blake2b(digest_size=6)
+    for file in sorted(ROOT.glob("*/**/*.py")):
+        if ".venv" not in file.parts and "tests" not in file.parts:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFile:
+    """run/<process>.json: what is known of a running process. A file whose pid is dead means nothing."""
+
+    path: Path
+
+    def write(self, **values: Any) -> None:
+        """Replace the file atomically."""
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(values))
+        part.replace(self.path)
+
+    def read(self) -> Mapping[str, Any] | None:
+        """Return the values if the process lives, else None."""
+        try:
+            values: dict[str, Any] = json.loads(self.path.read_text())
+        except FileNotFoundError:
+            return None
+        return values if alive(int(values["pid"]), float(values.get("born", 0))) else None
+
+
+def alive(pid: int, born: float) -> bool:
+    """Return whether the process lives and is the one that was born at that time (pids are used again)."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and (not born or abs(process.create_time() - born) < 1.0)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def process_file(home: Home, process: str) -> ProcessFile:
+    """Return the file of a process, for example "argus-0" or "up"."""
+    return ProcessFile(home.run / f"{process}.json")
+
+
+def serving_port(home: Home) -> int | None:
+    """Return the port of the running Manas server, if one runs and is ready."""
+    values = process_file(home, "manas-0").read()
+    return int(values["port"]) if values and values.get("state") == "ready" else None
+
+
+def die_with_parent() -> None:
+    """Ask Linux to send SIGTERM when the parent dies, so that kill -9 of `up` leaves no stage behind."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() == 1:
+            raise SystemExit("the supervisor is gone")

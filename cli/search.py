@@ -1,0 +1,81 @@
+"""`adsindex search`: one request or a file of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from catalog.documents import decode_document
+from cli.backends import backends
+from cli.runtime import CommandError
+from debug_ui.backends import Backends
+from manas import InvalidRequest
+from messaging.home import Home
+
+
+def run_search(
+    home: Home, request: str | None, file: Path | None, *, k: int, as_json: bool, explain: bool, ad: str
+) -> None:
+    """Answer each request in order; a bad one in a file names its line."""
+    with backends(home) as opened:
+        for number, text in _requests(request, file):
+            where = f"{file}:{number}" if file else "--request"
+            try:
+                wanted = json.loads(text)
+                answer: Any = (
+                    opened.serving.explain(wanted, k, ad or None) if explain else opened.serving.search(wanted, k)
+                )
+            except json.JSONDecodeError as error:
+                raise CommandError(f"{where}: not JSON: {error}") from error
+            except InvalidRequest as error:
+                raise CommandError(f"{where}: {error}") from error
+            if as_json:
+                sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            else:
+                _print(opened, answer)
+
+
+def _requests(request: str | None, file: Path | None) -> Iterator[tuple[int, str]]:
+    if request is not None:
+        yield 1, request
+        return
+    if file is None:
+        return
+    if str(file) == "-":
+        lines = sys.stdin.read().splitlines()
+    elif file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines()
+    else:
+        raise CommandError(f"no file {file}; give one JSON request per line")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, line
+
+
+def _print(opened: Backends, answer: dict[str, Any]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    shown = answer["hits"][:200]
+    table = Table("ad", "score", "title", "bid", "price", "category", title=f"{answer['total']} ads fit")
+    found = opened.serving.get([str(hit["ad_id"]) for hit in shown])
+    for hit, served in zip(shown, found, strict=True):
+        fields = decode_document(served.body) if served.body else {}
+        price = fields.get("price_micros")
+        table.add_row(
+            str(hit["ad_id"]),
+            f"{hit['score']:.4f}",
+            str(fields.get("title", ""))[:60],
+            f"{fields.get('bid_micros', 0) / 1e6:.2f} {fields.get('bid_currency', '')}",
+            "" if price is None else f"{price / 1e6:.2f} {fields.get('currency', '')}",
+            str(fields.get("category", ""))[:30],
+        )
+    console.print(table)
+    if len(shown) < len(answer["hits"]):
+        console.print(f"... and {len(answer['hits']) - len(shown)} more; --json prints all")
+    if explained := {key: answer[key] for key in ("plan", "ad") if key in answer}:
+        console.print_json(data=explained)

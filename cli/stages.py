@@ -1,0 +1,78 @@
+"""Which stages there are, and what each is run with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cli.runtime import dependency_graph, open_repo, serving_port
+from messaging.stage import StageContext
+
+
+def run_gateway(context: StageContext) -> None:
+    """Tail the ads DB."""
+    from gateway import stage
+
+    stage.run(context)
+
+
+def run_updater(context: StageContext) -> None:
+    """Store updates in the Repo."""
+    from updater import stage
+
+    repo = open_repo(context.home, context.catalog)
+    try:
+        stage.run(context, repo)
+    finally:
+        repo.close()
+
+
+def run_wal_proxy(context: StageContext) -> None:
+    """Turn commits into notifications."""
+    from storage_repo import wal_proxy
+
+    watched = dependency_graph(context.catalog).watched_cells()
+    repo = open_repo(context.home, context.catalog)
+    try:
+        wal_proxy.run(context, repo, watched)
+    finally:
+        repo.close()
+
+
+def run_argus(context: StageContext) -> None:
+    """Derive columns and documents."""
+    from argus.stage import run
+
+    repo = open_repo(context.home, context.catalog)
+    try:
+        run(context, repo)
+    finally:
+        repo.close()
+
+
+def run_manas(context: StageContext) -> None:
+    """Serve documents."""
+    from manas import server
+
+    server.run(context)
+
+
+def run_debug_ui(context: StageContext) -> None:
+    """Serve the pages."""
+    from cli.backends import open_backends
+    from debug_ui.stage import run
+
+    run(context, lambda: open_backends(context.home, context.catalog, server_only=True))
+
+
+STAGES: dict[str, Callable[[StageContext], None]] = {
+    "gateway": run_gateway,
+    "updater": run_updater,
+    "wal_proxy": run_wal_proxy,
+    "argus": run_argus,
+    "manas": run_manas,
+    "debug_ui": run_debug_ui,
+}
+"""In the order of the life of an update."""
+
+PIPELINE = tuple(STAGES)
+__all__ = ["PIPELINE", "STAGES", "serving_port"]

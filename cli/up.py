@@ -1,0 +1,170 @@
+"""`adsindex up`: all stages as supervised processes, a generated sample, live progress, a report when idle."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import structlog
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from cli.backends import close_backends, open_backends
+from cli.idle import IdleWatch, Outstanding, outstanding
+from cli.runtime import open_catalog, process_file
+from cli.supervisor import Managed, Supervisor, plan
+from cli.worker import configure_logging
+from debug_ui.backends import Backends
+from manas import ManasError
+from messaging.home import Home
+from messaging.metrics import read_metrics
+
+_LOOK_SECONDS = 0.1
+
+
+class _Stop:
+    """Set by SIGINT and SIGTERM."""
+
+    def __init__(self) -> None:
+        self.set = False
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.set = True
+
+
+def run_up(
+    home: Home,
+    *,
+    sample: int,
+    seed: int,
+    port: int,
+    until_idle: bool,
+    as_json: bool,
+    argus_workers: int,
+    catalog_file: Path | None,
+) -> None:
+    """Bring the service up on a home; return when idle (`until_idle`) or when told to stop."""
+    from batch_workflows.sample import generate_sample
+
+    started = time.monotonic()
+    stop = _Stop()
+    console = Console(stderr=True)
+    configure_logging("warning")
+    catalog = open_catalog(home, catalog_file)
+    with Supervisor(home, plan(argus_workers, [("debug_ui", f"port={port}")])) as supervisor:
+        backends = open_backends(home, catalog, server_only=True)
+        try:
+            _carry_catalog_changes(home, backends, console)
+            if sample and backends.ads_db.is_empty():
+                console.print(f"generating a sample of {sample} ads (seed {seed})")
+                generate_sample(backends.ads_db, home.performance_db, backends.log, sample, seed)
+            supervisor.start()
+            supervisor.wait_ready()
+            ui_port = supervisor.port("debug_ui-0")
+            born = psutil.Process().create_time()
+            process_file(home, "up").write(pid=psutil.Process().pid, born=born, started_at=born, ui_port=ui_port)
+            console.print(f"[bold]adsindex is up[/bold] on {home.root}: http://127.0.0.1:{ui_port}/", highlight=False)
+            idle = _watch(supervisor, backends, stop, console, until_idle)
+            if until_idle and idle:
+                report = make_report(backends, supervisor.processes, time.monotonic() - started)
+                if as_json:
+                    sys.stdout.write(json.dumps(report) + "\n")
+                else:
+                    _print_report(report)
+            elif until_idle:
+                raise SystemExit(130)
+        finally:
+            supervisor.stop()
+            close_backends(backends)
+
+
+def _carry_catalog_changes(home: Home, backends: Backends, console: Console) -> None:
+    """After the catalogue was edited: let every handler and document see it; capture brings new columns by itself."""
+    from batch_workflows.refresh import refresh
+
+    known = home.root / "catalog.fingerprint"
+    before = known.read_text() if known.exists() else None
+    fingerprint = backends.catalog.fingerprint
+    if before is not None and before != fingerprint:
+        refreshed = refresh(backends.repo, backends.log, backends.catalog)
+        console.print(f"the catalogue changed: {refreshed.rows} rows run again at low priority")
+    known.write_text(fingerprint)
+
+
+def _watch(supervisor: Supervisor, backends: Backends, stop: _Stop, console: Console, until_idle: bool) -> bool:
+    """Tend the processes and show progress until told to stop, or until idle. Returns whether it was idle."""
+    watch = IdleWatch()
+    live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+    last_line = 0.0
+    if live:
+        live.start()
+    try:
+        while not stop.set:
+            supervisor.tend()
+            try:
+                served = backends.serving.stats()
+            except ManasError as error:
+                structlog.get_logger().info("serving_away", error=str(error))
+                time.sleep(_LOOK_SECONDS)
+                continue
+            state = outstanding(backends, served["positions"])
+            line = _progress(state, served)
+            if live:
+                live.update(Text(line))
+            elif time.monotonic() - last_line > 5.0 and state.total:
+                console.print(line, highlight=False)
+                last_line = time.monotonic()
+            if watch.look(state) and until_idle:
+                return True
+            time.sleep(_LOOK_SECONDS if until_idle else 5 * _LOOK_SECONDS)
+        return False
+    finally:
+        if live:
+            live.stop()
+
+
+def _progress(state: Outstanding, served: dict[str, Any]) -> str:
+    places = ", ".join(f"{place} {count}" for place, count in state.waiting.items() if count)
+    return f"{served['documents']} documents served; waiting: {places or 'nothing'}"
+
+
+def make_report(backends: Backends, processes: list[Managed], seconds: float) -> dict[str, Any]:
+    """Return what `up --until-idle` reports."""
+    from debug_ui.health import pipeline_status
+
+    status = pipeline_status(backends).to_json()
+    return {
+        "documents": status["documents"],
+        "seconds": round(seconds, 3),
+        "latency_ms": status["latency_ms"],
+        "conflicts": status["conflicts"],
+        "retries": status["retries"],
+        "dropped": status["dropped"],
+        "dead_lettered": status["dead_lettered"],
+        "restarts": {m.name: m.restarts for m in processes if m.restarts},
+        "cpu_seconds": {m["process"]: round(m["cpu_seconds"], 2) for m in read_metrics(backends.home.metrics)},
+        "home": str(backends.home.root),
+    }
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(f"{report['documents']} documents served after {report['seconds']:.1f} s")
+    table = Table("lane", "stage", "count", "p50 ms", "p90 ms", "p99 ms", title="latency")
+    for lane, stages in report["latency_ms"].items():
+        for stage, values in stages.items():
+            table.add_row(lane, stage, str(values["count"]), *(f"{values[q] or 0:.1f}" for q in ("p50", "p90", "p99")))
+    console.print(table)
+    for key in ("conflicts", "retries", "dropped", "dead_lettered", "restarts"):
+        console.print(f"{key.replace('_', ' ')}: {report[key]}", highlight=False)

@@ -1,0 +1,101 @@
+"""One stage process: `python -m cli.worker STAGE --home DIR --worker N`. Started by the supervisor."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+import psutil
+import structlog
+
+from cli.runtime import code_version, die_with_parent, open_catalog, open_log, process_file
+from cli.stages import STAGES
+from messaging.home import Home
+from messaging.metrics import StageMetrics
+from messaging.stage import StageContext
+
+
+def configure_logging(level: str = "info") -> None:
+    """Write one JSON object per line to standard error, which the supervisor sends to the stage's log file."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one stage until SIGTERM or until the supervisor is gone."""
+    parser = argparse.ArgumentParser(prog="adsindex-stage")
+    parser.add_argument("stage", choices=sorted(STAGES))
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--worker", type=int, default=0)
+    parser.add_argument("--restarts", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args(arguments)
+    die_with_parent()
+    configure_logging(os.environ.get("ADSINDEX_LOG_LEVEL", "info"))
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    home = Home.open(options.home)
+    catalog = open_catalog(home)
+    process = f"{options.stage}-{options.worker}"
+    file = process_file(home, process)
+    born = psutil.Process().create_time()
+    describe = {
+        "process": process,
+        "stage": options.stage,
+        "worker": options.worker,
+        "pid": os.getpid(),
+        "born": born,
+        "started_at": born,
+        "restarts": options.restarts,
+    }
+    file.write(**describe, port=0, state="starting")
+
+    def ready(port: int) -> None:
+        file.write(**describe, port=port, state="ready")
+
+    log = open_log(home)
+    context = StageContext(
+        name=options.stage,
+        worker=options.worker,
+        home=home,
+        catalog=catalog,
+        log=log,
+        metrics=StageMetrics(home.metrics, process),
+        stop=stop,
+        ready=ready,
+        code_version=code_version(),
+        settings=dict(item.split("=", 1) for item in options.set),
+    )
+    try:
+        STAGES[options.stage](context)
+    except Exception:
+        structlog.get_logger().exception("stage_failed", stage=options.stage, worker=options.worker)
+        raise
+    finally:
+        context.metrics.flush(force=True)
+        log.close()
+    file.path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The workflows by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from cli.backends import backends
+from cli.runtime import CommandError
+from messaging.home import Home
+
+WORKFLOWS = {
+    "base-index": "build a base index from one snapshot, check it, publish it by moving a pointer",
+    "rollback-base": "move the pointer back to the base index before the current one",
+    "refresh": "run the handlers again over everything or a selection, at low priority",
+    "resync": "read every row of the ads DB again, at low priority",
+    "collect-garbage": "drop cell versions that neither history nor a live snapshot needs",
+}
+
+
+def run_workflow(
+    home: Home, name: str, *, table: str, ids: Sequence[str], advertiser: str, stored: bool, force: bool
+) -> dict[str, Any]:
+    """Run a workflow to its end and return its record. Raises CommandError for an unknown name."""
+    from batch_workflows.base_index import build_base_index
+    from batch_workflows.refresh import refresh, resync
+    from manas import rollback
+
+    if name not in WORKFLOWS:
+        raise CommandError(f"no workflow {name!r}; there are {', '.join(WORKFLOWS)}")
+    started = time.monotonic()
+    with backends(home) as opened:
+        result: dict[str, Any]
+        if name == "base-index":
+            report = build_base_index(
+                home, opened.catalog, opened.repo, opened.log, recompute=not stored, force=force, progress=_progress()
+            )
+            result = report.to_json()
+        elif name == "rollback-base":
+            result = {"base_version": rollback(home.base)}
+        elif name == "refresh":
+            refreshed = refresh(opened.repo, opened.log, opened.catalog, table=table, ids=ids, advertiser=advertiser)
+            result = {"rows": refreshed.rows, "by_table": refreshed.by_table}
+            if serving_down(home):
+                result["note"] = "the service is not up; the rows run when it is"
+        elif name == "resync":
+            result = {"rows": resync(opened.ads_db, opened.catalog, opened.log)}
+        else:
+            result = {"versions_collected": opened.repo.collect_garbage()}
+    return {"workflow": name, **result, "seconds": round(time.monotonic() - started, 3)}
+
+
+def serving_down(home: Home) -> bool:
+    """Return whether no `up` runs on the home."""
+    from cli.runtime import process_file
+
+    return process_file(home, "up").read() is None
+
+
+def _progress() -> Any:
+    """Return a callback (done, total) that draws a progress bar with rate and ETA on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )
+    bar.start()
+    task = bar.add_task("documents", total=None)
+
+    def update(done: int, total: int | None) -> None:
+        bar.update(task, completed=done, total=total)
+        if total is not None and done >= total:
+            bar.stop()
+
+    return update

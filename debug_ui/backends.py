@@ -1,0 +1,26 @@
+"""The set of opened backends that every view of the debug UI reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from catalog import Catalog
+from gateway.ads_db import AdsDb
+from manas import SearchBackend
+from messaging.api import Log
+from messaging.home import Home
+from storage_repo import Repo
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """Opened backends of one home. Read only, except that replaying a dead letter publishes to `log`."""
+
+    home: Home
+    catalog: Catalog
+    log: Log
+    repo: Repo
+    ads_db: AdsDb
+    """The truth: what advertisers have set."""
+    serving: SearchBackend
+    """A running Manas server, or the local index read from base and deltas when none runs."""
