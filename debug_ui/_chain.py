@@ -59,6 +59,11 @@ def refresh_command(ad_id: str) -> str:
     return f"./adsindex workflow run refresh --table ad --ids {ad_id}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 ad", "2 ads"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def literal(value: Any) -> str:
     """Return a value as an SQL literal."""
     if isinstance(value, int):

@@ -12,7 +12,7 @@ from argus import Registry, load_registry
 from catalog import Catalog
 from catalog.model import DELETED, DOCUMENT_BODY, RUN, SOURCE_VERSION
 from catalog.values import decode
-from debug_ui._chain import Candidate, Fact, Finding, Search, Stop, literal, refresh_command, sql, when
+from debug_ui._chain import Candidate, Fact, Finding, Search, Stop, counted, literal, refresh_command, sql, when
 from debug_ui._source import Raw, compare, select_rows
 from debug_ui.dead_letters import list_dead_letters
 from debug_ui.health import pipeline_lags
@@ -82,7 +82,9 @@ def repo_is_current(search: Search) -> Finding:
     facts = [
         Fact(f"{table} source version", version, "Repo, meta:source_version") for table, version in versions.items()
     ]
-    return Finding(True, f"the Repo has the ads DB's values for {len(healthy)} ads and all that they join with", facts)
+    return Finding(
+        True, f"the Repo has the ads DB's values of {counted(len(healthy), 'ad')}, and of all they join with", facts
+    )
 
 
 def _rows_of(search: Search, candidate: Candidate) -> list[RowId]:
@@ -247,7 +249,7 @@ def documents_built(search: Search) -> Finding:
         Fact("document version", body.commit_ts, f"Repo, {table} {shown}, {DOCUMENT_BODY}", body.committed_at_us),
         Fact("committed", when(body.committed_at_us), f"Repo, by {writer}"),
     ]
-    return Finding(True, f"{len(healthy)} documents were built from the newest inputs", facts)
+    return Finding(True, f"{counted(len(healthy), 'document')} built from the newest inputs", facts)
 
 
 class _Histories(dict[RowId, dict[str, list[CellVersion]]]):

@@ -12,7 +12,7 @@ from catalog import Catalog, ValueType
 from catalog.documents import decode_document
 from catalog.targeting import ANY, EXCLUDE
 from catalog.values import datetime_of
-from debug_ui._chain import Candidate, Fact, Finding, Search, Stop, refresh_command, sql
+from debug_ui._chain import Candidate, Fact, Finding, Search, Stop, counted, refresh_command, sql
 from debug_ui._serving import judge
 from debug_ui._values import money
 from debug_ui.views import ServingView
@@ -76,7 +76,7 @@ def published(search: Search) -> Finding:
         )
     search.note([f"document of ad {c.ad_id} was not published" for c, _, _ in missing])
     search.candidates = healthy
-    return Finding(True, f"the Repo's version of {len(healthy)} documents was published", facts[:5])
+    return Finding(True, f"the Repo's version of {counted(len(healthy), 'document')} was published", facts[:5])
 
 
 def served(search: Search) -> Finding:
@@ -135,7 +135,7 @@ def served(search: Search) -> Finding:
         Fact(f"document {c.ad_id}", documents[c.ad_id].version, f"Manas, {documents[c.ad_id].layer}")
         for c in healthy[:5]
     ]
-    return Finding(True, f"Manas has the current documents: {where}", facts)
+    return Finding(True, f"Manas has the current version: {where}", facts)
 
 
 def eligible(search: Search) -> Finding:

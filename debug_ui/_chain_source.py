@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from debug_ui._chain import ADS_JUDGED, Candidate, Fact, Finding, Search, Stop, literal, schedule_fault, sql
+from debug_ui._chain import ADS_JUDGED, Candidate, Fact, Finding, Search, Stop, counted, literal, schedule_fault, sql
 from debug_ui._values import money
 
 GROUPS_JUDGED = 1_000
@@ -178,7 +178,7 @@ def ad_groups_run(search: Search) -> Finding:
         elif fault := schedule_fault(group, search.at_us):
             faults.append((group, fault, f"{'starts_at' if fault.startswith('starts') else 'ends_at'} = NULL"))
         elif bid <= 0:
-            faults.append((group, f"has no bid ({group.get('bid_micros')})", "bid_micros = 500000"))
+            faults.append((group, "has no bid" if not bid else f"has a bid below 0 ({bid})", "bid_micros = 500000"))
         else:
             search.groups.append(group)
     facts = [
@@ -204,7 +204,7 @@ def ad_groups_run(search: Search) -> Finding:
             [sql(f"UPDATE ad_groups SET {c} WHERE id = {g['id']}") for g, _, c in faults[:3]],
         )
     search.note([f"ad group {g['id']} {fault}" for g, fault, _ in faults])
-    return Finding(True, f"{len(search.groups)} of {len(groups)} ad groups can run", facts)
+    return Finding(True, f"{len(search.groups)} of {counted(len(groups), 'ad group')} can run", facts)
 
 
 def ads_run(search: Search) -> Finding:
@@ -262,7 +262,7 @@ def ads_run(search: Search) -> Finding:
     if count > ADS_JUDGED:
         search.candidates = search.candidates[:ADS_JUDGED]
         search.notes.append(f"{count} ads may be shown; the following steps look at the first {ADS_JUDGED}")
-    return Finding(True, f"{count} of {len(ads)} ads are active and approved, with a valid creative", facts)
+    return Finding(True, f"{count} of {counted(len(ads), 'ad')} active and approved, with a valid creative", facts)
 
 
 def _creative_faults(search: Search, ads: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str, str, list[Fact]]]:

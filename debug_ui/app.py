@@ -21,7 +21,7 @@ from debug_ui._values import duration, moment, money, shown
 from debug_ui.backends import Backends
 from debug_ui.dead_letters import SCANNED, count_dead_letters, list_dead_letters, read_dead_letter, replay
 from debug_ui.dependencies import dependency_rows
-from debug_ui.diagnosis import diagnose_ad, diagnose_campaign
+from debug_ui.diagnosis import CHAIN, diagnose_ad, diagnose_campaign
 from debug_ui.health import pipeline_status
 from debug_ui.inspect import inspect_entity, kinds, table_of
 from debug_ui.prometheus import prometheus_text
@@ -72,6 +72,7 @@ def _environment(backends: Backends) -> Environment:
         words=lambda name: str(name).replace("_", " "),
     )
     environment.globals.update(kinds=kinds(backends.catalog), home=str(backends.home.root), token_field=TOKEN_FIELD)
+    environment.globals.update(questions={name: question for name, question, _ in CHAIN})
     return environment
 
 

@@ -95,7 +95,8 @@ class Follower:
         self._index.swap(view)
         self._positions = {DELTAS: positions, BUDGETS: dict(self._log.start_offsets(BUDGETS))}
         self._replayed_below = {topic: dict(self._log.committed(GROUP, topic)) for topic in (DELTAS, BUDGETS)}
-        _log.info("manas.started", base=view.base_version, positions=self._positions, problem=self._problem)
+        if self._metrics is not None:
+            _log.info("manas.started", base=view.base_version, positions=self._positions, problem=self._problem)
 
     def catch_up(self, go_on: Callable[[], bool] = lambda: True) -> None:
         """Apply everything that is in the log now; gives up between two batches when `go_on` returns false."""
@@ -136,8 +137,13 @@ class Follower:
         self._committed_at = time.monotonic()
         if self._dirty and self._metrics is not None:
             self._dirty = False
+            # Never backwards: during a replay the positions are below what was answerable and reported before.
             self._log.set_committed(
-                [Position(GROUP, t, p, o) for t, parts in self._positions.items() for p, o in parts.items()]
+                [
+                    Position(GROUP, topic, partition, max(offset, self._replayed_below[topic].get(partition, 0)))
+                    for topic, parts in self._positions.items()
+                    for partition, offset in parts.items()
+                ]
             )
 
     # ---- records ----

@@ -77,6 +77,10 @@ class Index:
         with self._lock:
             for key in view.funded_keys ^ self._budgets.funded:
                 view.fund(key, key in self._budgets.funded)
+            for document_id, entry in view.delta.entries.items():
+                before = self._view.delta.entries.get(document_id)
+                if before is not None and before.version == entry.version:
+                    entry.answerable_us = before.answerable_us
             self._view = view
 
     def prepare(self, delta: pb.DocumentDelta) -> PreparedDelta:

@@ -25,7 +25,9 @@ from storage_repo.api import CommittedChange, Repo
 STAGE = "wal_proxy"
 _BATCH = 500
 _WAIT_SECONDS = 0.25
-_MAINTENANCE_SECONDS = 10.0
+_MAINTENANCE_SECONDS = 1.0
+_MAINTENANCE_CELLS = 5_000
+"""Versions looked at each time: about 10 ms (measured: 2,000 in 2 to 5 ms), during which notifications wait."""
 _CHANGES_KEPT = 10_000
 """Change records kept behind the position, so that somebody can look at what was notified lately."""
 
@@ -133,7 +135,7 @@ def run(context: StageContext, repo: Repo, watched: Mapping[str, frozenset[str]]
             repo.wait_for_changes(position, _WAIT_SECONDS)
         if time.monotonic() - maintained > _MAINTENANCE_SECONDS:
             trimmed = repo.trim_changes(position - _CHANGES_KEPT)
-            collected = repo.collect_garbage(max_cells=2_000)
+            collected = repo.collect_garbage(max_cells=_MAINTENANCE_CELLS)
             metrics.count("changes_trimmed", trimmed)
             metrics.count("versions_collected", collected)
             maintained = time.monotonic()

@@ -111,7 +111,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(STEPS, st.randoms(use_true_random=False))
 def test_any_interleaving_of_two_workers_converges(steps: list[tuple[str, int, int]], random: object) -> None:
     """Updates, lost races, deaths and redeliveries in any order end in the documents of a clean computation.

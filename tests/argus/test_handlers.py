@@ -218,14 +218,14 @@ def test_language_is_told_or_left_open(text: str, language: str | None) -> None:
     ("path", "categories"),
     [
         ("Clothing >> Women's Clothing >> Lingerie", ["Clothing", "Clothing >> Women's Clothing"]),
-        ("  Clothing>>  Women's   Clothing >> ", ["Clothing", "Clothing >> Women's Clothing"]),
+        ("  Clothing>>  Women's  Clothing >> ", ["Clothing", "Clothing >> Women's  Clothing"]),
         ("Toys", ["Toys"]),
         (">>", None),
         (None, None),
     ],
 )
 def test_category_gives_every_level(path: str | None, categories: list[str] | None) -> None:
-    """Each prefix of the path is a category of its own; the first level is the main one."""
+    """Each prefix of the path is a category; levels are trimmed but not rewritten, and the first is the main one."""
     outputs = run_handler(category, {"pin.category_path": path})
     found = outputs["pin.categories"]
     assert (found[:2] if found else found) == categories

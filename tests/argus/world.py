@@ -192,12 +192,16 @@ class World:
 
     def ad(self, ad_id: object = 1, **changes: Any) -> None:
         """Store a healthy advertiser, campaign, ad group, pin, image and ad; `changes` are of the ad."""
-        self.put("advertiser", 1, **ADVERTISER)
-        self.put("campaign", 1, **CAMPAIGN)
-        self.put("ad_group", 1, **AD_GROUP)
-        self.put("pin", "p1", lane=LaneName.MEDIUM, **PIN)
-        self.put("image", "i1", lane=LaneName.MEDIUM, **IMAGE)
-        self.put("ad", ad_id, **{**AD, "id": ad_id, **changes})
+        self.put_many(
+            [
+                ("advertiser", 1, ADVERTISER),
+                ("campaign", 1, CAMPAIGN),
+                ("ad_group", 1, AD_GROUP),
+                ("pin", "p1", PIN),
+                ("image", "i1", IMAGE),
+                ("ad", ad_id, {**AD, "id": ad_id, **changes}),
+            ]
+        )
 
     def body(self, ad_id: object = 1) -> bytes | None:
         """Return the servable document."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +12,21 @@ import pytest
 
 from tests.debug_ui.pipeline import Pipeline, fill
 
+MEMORY = Path("/dev/shm")
+"""Linux' file system in memory, where fsync is free: these tests are about what is shown, not about durability."""
+
 
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of a home whose pipeline is idle: copying them costs no fsync, running the pipeline many."""
-    root = tmp_path_factory.mktemp("template") / "home"
+def homes() -> Iterator[Path]:
+    """A directory for homes, in memory where there is such a thing."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def template(homes: Path) -> Path:
+    """Files of a home whose pipeline is idle: copying them is cheaper than running the pipeline."""
+    root = homes / "template"
     opened = Pipeline.open(root)
     fill(opened)
     opened.run("gateway", "updater", "wal_proxy", "argus")
@@ -23,10 +35,12 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pipeline(template: Path, tmp_path: Path) -> Iterator[Pipeline]:
+def pipeline(template: Path, homes: Path) -> Iterator[Pipeline]:
     """Three healthy campaigns, served; each test has its own."""
-    shutil.copytree(template, tmp_path / "home", ignore=shutil.ignore_patterns("run"))
-    opened = Pipeline.open(tmp_path / "home")
+    root = homes / "home"
+    shutil.copytree(template, root, ignore=shutil.ignore_patterns("run"))
+    opened = Pipeline.open(root)
     opened.run()
     yield opened
     opened.close()
+    shutil.rmtree(root)

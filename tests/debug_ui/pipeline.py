@@ -55,7 +55,7 @@ class Pipeline:
     backends: Backends
     index: Index
     registry: Any
-    source: CachedSource[int, object]
+    source: CachedSource[int, Any]
     positions: dict[str, dict[int, int]] = field(default_factory=lambda: {DELTAS: {}, BUDGETS: {}})
 
     @classmethod

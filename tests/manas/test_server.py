@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 
 from catalog import LaneName
-from manas import IndexIncomplete, InvalidRequest, ManasClient, ManasUnavailable, open_local_index, publish, rollback
+from manas import (
+    Index,
+    IndexIncomplete,
+    InvalidRequest,
+    ManasClient,
+    ManasUnavailable,
+    open_local_index,
+    publish,
+    rollback,
+)
+from manas._follower import BATCH, GROUP, Follower
 from manas.server import run
 from messaging.api import Log, OutRecord
 from messaging.embedded import open_embedded_log
@@ -180,6 +190,29 @@ def test_malformed_records_become_one_dead_letter_each(log: Log, start: Callable
     assert (letter.stage, letter.row, letter.topic, letter.payload_type) == ("manas", "7", DELTAS, "DocumentDelta")
     assert pb.DocumentDelta.FromString(letter.payload) == bad
     assert StageMetrics(stage._context.home.metrics, "manas").counters["dead_letter:bad_document"] == 1
+
+
+def test_stored_positions_never_go_back_during_a_replay(home: Home, log: Log) -> None:
+    """A restart that is killed halfway through its replay does not make old deltas count as new."""
+    _publish(log, *(delta(document(i), 5) for i in range(1, 4 * BATCH)))
+    metrics = StageMetrics(home.metrics, "manas")
+    first = Follower(home.base, log, Index(CATALOG), metrics)
+    first.start()
+    first.catch_up()
+    first.commit()
+    stored = log.committed(GROUP, DELTAS)
+    assert stored == log.end_offsets(DELTAS)
+    assert max(stored.values()) > 100
+    _publish(log, *(delta(document(i), 6) for i in range(1, 3 * BATCH)))
+    second = Follower(home.base, log, Index(CATALOG), metrics)
+    second.start()
+    second.step()
+    second.commit()
+    assert all(log.committed(GROUP, DELTAS)[p] >= offset for p, offset in stored.items())
+    second.catch_up()
+    second.commit()
+    assert log.committed(GROUP, DELTAS) == log.end_offsets(DELTAS)
+    assert metrics.counters["applied"] == 4 * BATCH - 1 + 3 * BATCH - 1
 
 
 def _base(home: Home, tmp_path: Path, log: Log, ad_ids: range, snapshot_ts: int) -> str:

@@ -222,9 +222,13 @@ def test_swap_takes_over_budgets_that_changed_while_the_base_was_loaded(tmp_path
     index = make_index(docs, funded=(1,))
     view = index.new_view(Segment.open(write_segment(tmp_path, docs, snapshot_ts=2_000)), "later")
     index.apply_budgets([budget(1, 2, deleted=True), budget(2, 1)])
-    index.apply([index.prepare(delta(document(3, campaign_id=2), 3_000))], view)
+    later = delta(document(3, campaign_id=2), 3_000)
+    index.apply_documents([later])
+    answerable_us = index.get(["3"])[0].answerable_us
+    index.apply([index.prepare(later)], view)
     index.swap(view)
     assert sorted(ids(index.search(BROWSE, 0))) == [2, 3]
+    assert index.get(["3"])[0].answerable_us == answerable_us > 0
 
 
 class Lifecycle(RuleBasedStateMachine):
