@@ -124,6 +124,8 @@ class Search:
     advertiser: dict[str, Any] = field(default_factory=dict)
     groups: list[dict[str, Any]] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
+    images: dict[str, str] = field(default_factory=dict)
+    """Pin -> its image, of the candidates' pins that have one."""
     bodies: dict[str, CellVersion] = field(default_factory=dict)
     """Ad -> newest version of its document's body in the Repo."""
     requests: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -97,8 +97,8 @@ def _rows_of(search: Search, candidate: Candidate) -> list[RowId]:
     ]
     if candidate.ad["pin_id"]:
         rows.append(("pin", str(candidate.ad["pin_id"])))
-        for image in {p["image_id"] for p in search.rows("pins", "id", [candidate.ad["pin_id"]]) if p["image_id"]}:
-            rows.append(("image", str(image)))
+        if image := search.images.get(candidate.ad["pin_id"]):
+            rows.append(("image", image))
     return rows
 
 

@@ -267,6 +267,7 @@ def ads_run(search: Search) -> Finding:
 
 def _creative_faults(search: Search, ads: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str, str, list[Fact]]]:
     pins = {p["id"]: p for p in search.rows("pins", "id", sorted({a["pin_id"] for a in ads if a["pin_id"]}))}
+    search.images = {pin_id: str(p["image_id"]) for pin_id, p in pins.items() if p["image_id"]}
     images = {
         i["id"]: i for i in search.rows("images", "id", sorted({p["image_id"] for p in pins.values() if p["image_id"]}))
     }

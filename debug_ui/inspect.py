@@ -77,8 +77,16 @@ def inspect_entity(backends: Backends, kind: str, entity_id: str, *, history: bo
     source = source_rows(table, raw, read_at_us)
     repo_ts = backends.repo.last_commit_ts()
     cells = backends.repo.history(table.name, entity_id)
-    letters = tuple(list_dead_letters(backends.log, table=table.name, row=entity_id, limit=LETTERS_SHOWN))
     document, serving, timeline = _document_part(backends, table, entity_id, cells)
+    about = [table.name] if document is None else [catalog.root, catalog.document_table]
+    letters = tuple(
+        letter
+        for name in about
+        for letter in list_dead_letters(backends.log, table=name, row=entity_id, limit=LETTERS_SHOWN)
+    )
+    problems = handler_problems(cells)
+    if table.name == catalog.root:
+        problems += handler_problems(backends.repo.history(catalog.document_table, entity_id))
     in_serving = serving is not None and serving.layer in ("base", "delta", "deleted")
     if not (any(row.exists for row in source) or cells or letters or in_serving):
         raise UnknownEntity(table.name, entity_id)
@@ -103,7 +111,7 @@ def inspect_entity(backends: Backends, kind: str, entity_id: str, *, history: bo
         ),
         parents=_parents(backends, table, entity_id, values, raw),
         children=_children(backends, table, entity_id),
-        problems=handler_problems(cells),
+        problems=problems,
         document=document,
         serving=serving,
         timeline=timeline,
