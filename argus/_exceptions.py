@@ -7,6 +7,7 @@ ArgusError                    catch this to treat every failure of Argus alike
 ├── InvalidInput              a handler refuses what the row holds: the data is at fault, its outputs are cleared
 └── SourceError               an external source did not answer
     ├── SourceUnavailable     no value, not even an old one that may stand in: the outputs keep their previous values
+    │   └── SourceBehind      it answered, but not with the version that a signal spoke of: its data is at fault
     └── SourceTimeout         one call took longer than its time limit; becomes SourceUnavailable or a stale value
 """
 
@@ -46,6 +47,10 @@ class SourceError(ArgusError):
 
 class SourceUnavailable(SourceError):
     """Raised to a handler when a source gave no value that may be used."""
+
+
+class SourceBehind(SourceUnavailable):
+    """Raised to a handler when a source is up, but has only an older version than a content signal announced."""
 
 
 class SourceTimeout(SourceError):

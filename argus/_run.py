@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Raw
 
-from argus._exceptions import InvalidInput, SourceUnavailable, UndeclaredWrite
+from argus._exceptions import InvalidInput, SourceBehind, SourceUnavailable, UndeclaredWrite
 from argus._handler import HandlerContext, SourceUse, Value
 from argus._registry import Plan, Registry, Step
 from argus._rows import EntityRow, Inputs, Rows
@@ -28,6 +28,7 @@ BLOCKED_COLUMN = "blocked_by"
 
 HANDLER_FAILED = "handler_failed"
 SOURCE_UNAVAILABLE = "source_unavailable"
+SOURCE_BEHIND = "source_behind"
 TOO_LARGE = "value_too_large"
 MAX_VALUE_BYTES = Limits().max_value_bytes
 """Judged before the commit, so that one huge document is blocked instead of failing its batch."""
@@ -122,14 +123,14 @@ def _run_step(
         reason, sentence = refusal.reason, refusal.sentence
         _put(rows, step, dict.fromkeys(step.refs), result)
     except SourceUnavailable as error:
-        reason, sentence = SOURCE_UNAVAILABLE, str(error)
+        reason, sentence = SOURCE_BEHIND if isinstance(error, SourceBehind) else SOURCE_UNAVAILABLE, str(error)
     except Exception as error:  # noqa: BLE001 - becomes a counted dead letter with the whole context
         reason, sentence = HANDLER_FAILED, f"{step.handler.declaration}: {type(error).__name__}: {error}"
         detail = traceback.format_exc()
     sentence = sentence[:_MAX_SENTENCE]
     said = encode([reason, sentence])
     is_new = output.stored.get(step.error_cell) != said
-    if reason != SOURCE_UNAVAILABLE:
+    if reason not in (SOURCE_UNAVAILABLE, SOURCE_BEHIND):
         shown = json.dumps(inputs.as_dict(), default=repr, ensure_ascii=False)[:_MAX_INPUTS]
         detail = f"inputs: {shown}\n{detail}"
     result.failures.append(Failure(step.handler.name, reason, sentence, detail, is_new))

@@ -25,8 +25,9 @@ from argus._fetch import fetch
 from argus._hints import Expanded, Hint, Want, expand, fault_of
 from argus._registry import Plan, Registry
 from argus._rows import Rows
-from argus._run import SOURCE_UNAVAILABLE, Failure, RunResult, execute, look_up
+from argus._run import SOURCE_BEHIND, SOURCE_UNAVAILABLE, Failure, RunResult, execute, look_up
 from argus.sources import CachedSource
+from catalog import LaneName
 from catalog.model import DOCUMENT_BODY, RUN, TIMELINE
 from catalog.values import decode, encode
 from messaging import BadMessage
@@ -34,7 +35,7 @@ from messaging.api import OutRecord, Record
 from messaging.dead_letters import dead_letter, out_record, parse
 from messaging.headers import lane_of, leave, now_us
 from messaging.proto import adsindex_pb2 as pb
-from messaging.topics import DELTAS, NOTIFICATIONS
+from messaging.topics import DELTAS, LANE_NUMBER, NOTIFICATIONS
 from storage_repo import Conflict, Origin, Repo, SnapshotTooOld, Transaction
 
 STAGE = "argus"
@@ -42,6 +43,8 @@ SLICE = 256
 """Rows fetched, run and committed together: large enough that the sync costs little per row."""
 MAX_ATTEMPTS = 5
 """Each lost race means that another run of the row got through. Then the row queues again behind others."""
+DEFER_FOR_US = 3600 * 1_000_000
+"""A row that waits for a source for longer is left to its next change or to a refresh; its error cell tells of it."""
 _BACK_OFF_S = 0.001
 """First back-off, doubled each time and multiplied by a random part of 1; the longest sum is 15 ms per batch."""
 
@@ -75,10 +78,15 @@ class Outcome:
     deltas: list[pb.DocumentDelta] = field(default_factory=list)
     dead_letters: list[pb.DeadLetter] = field(default_factory=list)
     notifications: list[pb.Notification] = field(default_factory=list)
-    """Continuations of fan-outs, and rows that go back after too many conflicts."""
+    """Continuations of fan-outs, rows that go back after too many conflicts, and those that wait for a source."""
     counts: Counter[str] = field(default_factory=Counter)
     """runs, covered, unconcerned, documents_changed, documents_unchanged, conflicts, retries, returned,
-    continuations, rows_written, source_unavailable."""
+    continuations, rows_written, source_unavailable, source_behind, deferred."""
+
+    @property
+    def only_waits(self) -> bool:
+        """Nothing was done but to find that a source is still away."""
+        return 0 < self.counts["deferred"] == self.counts["runs"]
 
     def records(self) -> list[OutRecord]:
         """Return everything to be published."""
@@ -298,9 +306,11 @@ class ArgusCore:
 
     def _report(self, outcome: Outcome, computed: Computed, want: Want, result: RunResult, commit_ts: int) -> None:
         outcome.counts["runs"] += 1
+        if any(failure.reason == SOURCE_UNAVAILABLE for failure in result.failures):
+            self._defer(outcome, computed.plan, want)
         for failure in result.failures:
-            if failure.reason == SOURCE_UNAVAILABLE:
-                outcome.counts[SOURCE_UNAVAILABLE] += 1
+            if failure.reason in (SOURCE_UNAVAILABLE, SOURCE_BEHIND):
+                outcome.counts[failure.reason] += 1  # one outage is no dead letter per document
             elif failure.is_new or want.redelivered:
                 outcome.dead_letters.append(_letter(computed.plan, want, failure))
         if not computed.plan.is_document:
@@ -324,6 +334,16 @@ class ArgusCore:
                 body=result.body or b"",
             )
         )
+
+    def _defer(self, outcome: Outcome, plan: Plan, want: Want) -> None:
+        """Queue a row again that waits for a source, in the low lane, unless its cause is long ago."""
+        if now_us() - want.header.origin_us > DEFER_FOR_US:
+            return
+        outcome.counts["deferred"] += 1
+        again = want.notification(plan)
+        again.header.lane = LANE_NUMBER[LaneName.LOW]
+        again.refresh = False
+        outcome.notifications.append(again)
 
     def _version(self, plan: Plan, result: RunResult, commit_ts: int) -> int | None:
         """Return when the unchanged body was written; None if there has never been one."""

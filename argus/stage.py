@@ -23,6 +23,8 @@ _BATCH: Mapping[LaneName, int] = {LaneName.HIGH: 256, LaneName.MEDIUM: 128, Lane
 """Records taken at once while a lane has a backlog. A high update waits for the batch before it, so a lower lane gets
 smaller ones; high fills any batch first (the consumer's topics are in order of priority)."""
 _WAIT_SECONDS = 0.5
+_SOURCE_PAUSE_SECONDS = 0.25
+"""Rows that wait for a source go round in the low lane at this pace; news in a higher lane ends the pause."""
 _LANE_OF_TOPIC = {topic: lane for lane, topic in NOTIFICATIONS.items()}
 
 
@@ -54,13 +56,15 @@ def run(context: StageContext, repo: Repo, sources: Sources | None = None) -> No
     topics = [NOTIFICATIONS[lane] for lane in LANES]
     consumer = context.log.consumer(ARGUS_GROUP, topics, member=f"{STAGE}-{context.worker}")
     context.ready(port)
-    size = min(_BATCH.values())
+    size, urgent, waits = min(_BATCH.values()), topics[:-1], False
     try:
         while not context.stop.is_set():
             context.beat()
+            ends = {(t, p): end for t in urgent for p, end in context.log.end_offsets(t).items()} if waits else {}
             records = consumer.poll(size, _WAIT_SECONDS)
-            if records:
-                process_and_publish(context, core, records)
+            waited, waits = waits, bool(records) and process_and_publish(context, core, records).only_waits
+            if waited and waits:
+                context.log.wait(urgent, ends, _SOURCE_PAUSE_SECONDS)
             size = next_batch_size(records, size)
             for source in used.values():
                 for name, value in source.statistics().items():

@@ -1,7 +1,7 @@
 """A DuckDB rebuild with difference: join everything in memory, hash each document, fetch those whose hash changed.
 
-`python -m benchmarks._peer_duckdb ADS_DB PLAN ROUNDS` applies a part of the plan before every rebuild and prints figures
-as JSON. Loading the tables and applying the changes to them are not in the timings, nor would anything be durable.
+`python -m benchmarks._peer_duckdb ADS_DB PLAN ROUNDS` applies a part of the plan before every rebuild and prints
+figures as JSON. Loading the tables and taking in the changes are not in the timings, and nothing is durable.
 """
 
 from __future__ import annotations

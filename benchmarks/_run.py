@@ -14,8 +14,8 @@ BENCHMARKS: dict[str, Callable[[bool], dict[str, Any]]] = {"pipeline": pipeline.
 def run_benchmark(name: str, quick: bool = False) -> dict[str, Any]:
     """Run a benchmark and return {"benchmark", "machine", "results", "notes"}.
 
-    A result is {"case", "metric", "ours", "peer_name", "peer", "ratio"}; a ratio above 1 means that ours is better, null
-    that there is no peer. `quick` takes small sizes: does it run, not how fast is it. Raises UnknownBenchmark,
+    A result is {"case", "metric", "ours", "peer_name", "peer", "ratio"}; a ratio above 1 means that ours is better,
+    null that there is no peer. `quick` takes small sizes: does it run, not how fast is it. Raises UnknownBenchmark,
     BenchmarkFailed.
     """
     if name not in BENCHMARKS:

@@ -149,7 +149,7 @@ class Service:
 
     @contextmanager
     def writing(self, updates: Sequence[Update], per_transaction: int = 1) -> Iterator[list[Commit]]:
-        """Run the writer process beside the block; the list is filled when the block is left. Raises BenchmarkFailed."""
+        """Run the writer process beside the block; the list is full when the block is left. Raises BenchmarkFailed."""
         plan_file, out = self.home.root / "plan.json", self.home.root / "commits.json"
         write_plan(plan_file, updates, per_transaction)
         command = [sys.executable, "-m", "benchmarks._writer", *map(str, (self.home.ads_db, plan_file, out))]

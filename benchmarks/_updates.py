@@ -113,7 +113,7 @@ class Planner:
 
 
 def write_plan(file: Path, updates: Sequence[Update], per_transaction: int = 1) -> None:
-    """Write a plan for the writer process and the peers: transactions of (at_s, [[table, column, key, value, docs]])."""
+    """Write a plan for the writer and the peers: transactions of (at_s, [[table, column, key, value, documents]])."""
     rows = [[u.table, u.column, u.key, u.value, u.documents] for u in updates]
     transactions = [[updates[i].at_s, rows[i : i + per_transaction]] for i in range(0, len(updates), per_transaction)]
     file.write_text(json.dumps(transactions))

@@ -7,6 +7,7 @@ def known_errors() -> tuple[type[Exception], ...]:
     """Return every package's base error: faults of input or surroundings, not bugs."""
     from argus import ArgusError
     from batch_workflows import BatchError
+    from benchmarks import BenchmarkError
     from catalog import CatalogError
     from cli.runtime import CommandError
     from debug_ui import DebugUIError
@@ -17,6 +18,6 @@ def known_errors() -> tuple[type[Exception], ...]:
     from updater import UpdaterError
 
     return (
-        ArgusError, BatchError, CatalogError, CommandError, DebugUIError,
+        ArgusError, BatchError, BenchmarkError, CatalogError, CommandError, DebugUIError,
         GatewayError, ManasError, MessagingError, RepoError, UpdaterError,
     )  # fmt: skip

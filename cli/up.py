@@ -27,6 +27,8 @@ from messaging.home import Home
 from messaging.metrics import read_metrics
 
 _LOOK_SECONDS = 0.1
+_METRICS_SECONDS = 5.0
+"""A stage that has written no metrics for so long after all is done is hung; the report is made without it."""
 
 
 class _Stop:
@@ -75,6 +77,7 @@ def run_up(
             console.print(f"[bold]adsindex is up[/bold] on {home.root}: http://127.0.0.1:{ui_port}/", highlight=False)
             idle = _watch(supervisor, backends, stop, console, until_idle)
             if until_idle and idle:
+                _wait_for_metrics(home, supervisor)
                 report = make_report(backends, supervisor.processes, time.monotonic() - started)
                 if as_json:
                     sys.stdout.write(json.dumps(report) + "\n")
@@ -130,6 +133,18 @@ def _watch(supervisor: Supervisor, backends: Backends, stop: _Stop, console: Con
     finally:
         if live:
             live.stop()
+
+
+def _wait_for_metrics(home: Home, supervisor: Supervisor) -> None:
+    """Wait until every process has written its metrics since now: they are flushed about twice a second."""
+    since = time.time()
+    wanted = {managed.name for managed in supervisor.processes}
+    while missing := wanted - {m["process"] for m in read_metrics(home.metrics) if m["at"] >= since}:
+        if time.time() - since > _METRICS_SECONDS:
+            structlog.get_logger().warning("metrics_missing", processes=sorted(missing))
+            return
+        supervisor.tend()
+        time.sleep(_LOOK_SECONDS)
 
 
 def _progress(state: Outstanding, served: dict[str, Any]) -> str:

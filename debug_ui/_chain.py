@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from catalog import Table
@@ -72,14 +73,23 @@ def literal(value: Any) -> str:
 
 
 def time_us(value: Any) -> int | None:
-    """Return a time of the ads DB as microseconds; None for null. Raises ValueError for text that is no time."""
+    """Return a time of the ads DB as microseconds; None for null, and for what is no time.
+
+    The pipeline stores such a value as null too; the step about the Repo names it with its dead letter.
+    """
     if value is None or isinstance(value, int):
         return value
-    if isinstance(value, str):
-        from datetime import datetime
+    if isinstance(value, datetime):
+        return micros_of(value)
+    try:
+        return micros_of(datetime.fromisoformat(str(value)))
+    except ValueError:
+        return None
 
-        return micros_of(datetime.fromisoformat(value))
-    return micros_of(value)
+
+def whole(value: Any) -> int:
+    """Return a number of the ads DB; 0 for null, and for what is no whole number (see `time_us`)."""
+    return value if isinstance(value, int) else 0
 
 
 def when(us: int | None) -> str:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from debug_ui._chain import ADS_JUDGED, Candidate, Fact, Finding, Search, Stop, counted, literal, schedule_fault, sql
+from debug_ui._chain import (
+    ADS_JUDGED,
+    Candidate,
+    Fact,
+    Finding,
+    Search,
+    Stop,
+    counted,
+    literal,
+    schedule_fault,
+    sql,
+    whole,
+)
 from debug_ui._values import money
 
 GROUPS_JUDGED = 1_000
@@ -125,8 +137,8 @@ def budget_left(search: Search) -> Finding:
         search.source(f"budgets.{name}", row.get(name), "budgets", f"campaign_id={campaign_id}")
         for name in ("daily_micros", "spent_today_micros", "lifetime_micros", "spent_total_micros")
     ]
-    daily, lifetime = row.get("daily_micros") or 0, row.get("lifetime_micros") or 0
-    today, total = row.get("spent_today_micros") or 0, row.get("spent_total_micros") or 0
+    daily, lifetime = whole(row.get("daily_micros")), whole(row.get("lifetime_micros"))
+    today, total = whole(row.get("spent_today_micros")), whole(row.get("spent_total_micros"))
     if 0 < daily <= today:
         raise Stop(
             f"the daily budget is used up: {money(today, currency)} of {money(daily, currency)} spent today",
@@ -172,7 +184,7 @@ def ad_groups_run(search: Search) -> Finding:
         )
     faults: list[tuple[dict[str, Any], str, str]] = []
     for group in groups:
-        bid = group.get("bid_micros") or 0
+        bid = whole(group.get("bid_micros"))
         if group["status"] != "ACTIVE":
             faults.append((group, f"is {group['status']}", "status = 'ACTIVE'"))
         elif fault := schedule_fault(group, search.at_us):

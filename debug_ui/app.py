@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -203,7 +204,5 @@ def create_app(backends: Backends) -> FastAPI:
 
 
 def _entity_url(kind: str, entity_id: str, backends: Backends) -> str:
-    from urllib.parse import quote
-
     table = table_of(backends.catalog, kind)
     return f"/entity/{'document' if table.root else table.name}/{quote(entity_id, safe='')}"

@@ -69,9 +69,6 @@ class View:
     def delete(self, document_id: str, entry: Entry) -> None:
         """Put a tombstone that `judge` has let pass."""
         self._hide(document_id)
-        slot = self.delta.internal(document_id)
-        if slot is not None:
-            self._delta_funded.discard(slot)
         self.delta.delete(document_id, entry)
 
     def _hide(self, document_id: str) -> None:

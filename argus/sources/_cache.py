@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from argus._exceptions import SourceTimeout, SourceUnavailable
+from argus._exceptions import SourceBehind, SourceTimeout, SourceUnavailable
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -35,7 +35,7 @@ class CacheSettings:
     capacity: int = 200_000
     ttl_s: float = 300.0
     """Versions tell of changes at once; this bounds how long a change goes unseen whose signal was lost."""
-    timeout_s: float = 0.25
+    timeout_s: float = 0.5
     """A control update waits no longer than this for a source, and then only once per `retry_after_s`."""
     max_stale_s: float = 6 * 3600.0
     """How old a value may get while the source is down."""
@@ -96,10 +96,11 @@ class CachedSource(Generic[K, V]):
                     del open_keys[key]
             self._counts["hits"] += len(answers)
             self._counts["misses"] += len(open_keys)
-        if open_keys and not self._fetch(open_keys, answers):  # some call that we joined began before our version
-            self._fetch(open_keys, answers)
+        is_up = not open_keys or self._fetch(open_keys, answers)
+        if is_up and open_keys:  # a call that we joined may have begun before the version that we demand
+            is_up = self._fetch(open_keys, answers)
         for key, version in open_keys.items():
-            answers[key] = self._fallback(key, version)
+            answers[key] = self._fallback(key, version, is_up)
         return answers
 
     def statistics(self) -> dict[str, int]:
@@ -116,10 +117,10 @@ class CachedSource(Generic[K, V]):
         self._workers.clear()
 
     def _fetch(self, open_keys: dict[K, int], answers: dict[K, V | SourceUnavailable | None]) -> bool:
-        """Ask for keys, moving those answered; False if asking once more may help."""
+        """Ask for keys, moving those answered; False if the source is down."""
         with self._lock:
             if self._clock() < self._down_until:
-                return True
+                return False
             joined = {key: self._in_flight[key] for key in open_keys if key in self._in_flight}
             own = [key for key in open_keys if key not in joined]
             futures = set(joined.values())
@@ -138,10 +139,10 @@ class CachedSource(Generic[K, V]):
             except TimeoutError:
                 error = SourceTimeout(f"source {self.name} gave no answer within {self._settings.timeout_s} s")
                 self._failed("timeouts", error)
-                return True
+                return False
             except Exception as error:  # noqa: BLE001 - whatever a source raises means that it is down; counted
                 self._failed("failures", error)
-                return True
+                return False
             for key, version in list(open_keys.items()):
                 if key in found and found[key][0] >= version:
                     answers[key] = found[key][1]
@@ -149,7 +150,7 @@ class CachedSource(Generic[K, V]):
                 elif joined.get(key, future) is future and key not in found and version <= 0:
                     answers[key] = None
                     del open_keys[key]
-        return not joined
+        return True
 
     def _start_workers(self) -> None:
         while len(self._workers) < _WORKERS:
@@ -189,17 +190,18 @@ class CachedSource(Generic[K, V]):
             self._down_until = self._clock() + self._settings.retry_after_s
             self._why = str(error)
 
-    def _fallback(self, key: K, version: int) -> V | SourceUnavailable | None:
+    def _fallback(self, key: K, version: int, is_up: bool) -> V | SourceUnavailable | None:
         with self._lock:
             entry = self._entries.get(key)
             if entry and entry.version >= version and self._age(entry) <= self._settings.max_stale_s:
                 self._counts["stale"] += 1
                 return entry.value
             self._counts["unavailable"] += 1
-            if self._clock() < self._down_until:
+            if not is_up:
                 return SourceUnavailable(f"source {self.name} is down ({self._why}); the last values stay")
-            return SourceUnavailable(
-                f"source {self.name} has no version {version} of {key!r} yet; the last values stay until it has"
+            return SourceBehind(
+                f"source {self.name} has no version {version} of {key!r}; the last values stay: bring its data up to "
+                "date and signal again"
             )
 
     def _age(self, entry: _Entry[V]) -> float:

@@ -66,7 +66,7 @@ class PerformanceDb:
         rows of one ad win. Killed inside, nothing was stored. Raises SourceUnavailable.
         """
         wanted = {row.ad_id: row for row in rows}
-        connection = self._connection()
+        connection = self._connection(writes=True)
         try:
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
@@ -90,13 +90,13 @@ class PerformanceDb:
         """Return ad_id -> version of rows whose change has not been marked as signalled yet."""
         query = "SELECT ad_id, version FROM performance WHERE announced < version ORDER BY ad_id LIMIT ?"
         try:
-            return dict(self._connection().execute(query, (limit,)).fetchall())
+            return dict(self._connection(writes=True).execute(query, (limit,)).fetchall())
         except sqlite3.Error as error:
             raise SourceUnavailable(f"cannot read the performance database {self._path}: {error}") from error
 
     def announced(self, versions: Mapping[int, int]) -> None:
         """Mark versions as signalled; call it once their signals are durably published."""
-        connection = self._connection()
+        connection = self._connection(writes=True)
         try:
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
@@ -133,21 +133,27 @@ class PerformanceDb:
                 found[values[0]] = (version, PerformanceRow(*values))
         return found
 
-    def _connection(self) -> sqlite3.Connection:
-        """One connection per thread: SQLite runs readers beside a writer only on separate ones."""
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+    def _connection(self, *, writes: bool = False) -> sqlite3.Connection:
+        """One connection per thread and purpose: readers run beside a writer only on separate ones.
+
+        A reader neither makes the file nor its tables: it never waits for a lock.
+        """
+        kept = "writer" if writes else "reader"
+        connection: sqlite3.Connection | None = getattr(self._local, kept, None)
         if connection is None:
+            uri = f"{self._path.resolve().as_uri()}?mode={'rwc' if writes else 'rw'}"
             try:
                 connection = sqlite3.connect(
-                    self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                    uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
                 )
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.executescript(_SCHEMA)
+                if writes:
+                    connection.execute("PRAGMA journal_mode=WAL")
+                    connection.executescript(_SCHEMA)
             except sqlite3.Error as error:
                 raise SourceUnavailable(
-                    f"cannot open the performance database {self._path}: {error}; check the file"
+                    f"cannot open the performance database {self._path}: {error}; import performance, or check the file"
                 ) from error
             with self._lock:
                 self._connections.append(connection)
-            self._local.connection = connection
+            setattr(self._local, kept, connection)
         return connection

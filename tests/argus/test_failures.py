@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from argus import ArgusCore, HandlerContext, Inputs, Outcome, Registry, Value, handler
+from argus import ArgusCore, HandlerContext, Hint, Inputs, Outcome, Registry, Value, handler
+from argus.core import DEFER_FOR_US
 from argus.handlers.creative import creative as real_creative
 from argus.sources import CachedSource, CacheSettings, PerformanceRow
 from catalog.model import handler_error_cell
 from catalog.values import decode, encode
+from messaging.headers import now_us
 from messaging.proto import adsindex_pb2 as pb
 from storage_repo import Origin
 from tests.argus.world import AD, AD_GROUP, CAMPAIGN, PIN, World, notification, with_handlers
@@ -183,14 +185,55 @@ def test_a_source_that_is_down_freezes_its_own_fields_only(world: World) -> None
     assert (world.document()["bid_micros"], world.document()["impressions"]) == (999, 1_000)
     assert error(world, "ad_document", "1", "performance") == [
         "source_unavailable",
-        "source performance has no version "
-        f"{max(v for v, _ in world.performance.lookup([1]).values())} of 1 yet; the last values stay until it has",
+        "source performance is down (no route to host); the last values stay",
     ]
     broken.down = False
-    core.process_hints([notification("ad", 1, "status", commit_ts=1)])
+    core.process_hints([notification("ad", 1, "status", commit_ts=1)])  # any run of the row tries again
     assert world.document()["impressions"] == 2_000
     assert error(world, "ad_document", "1", "performance") is None
     assert world.stored([1]) == world.expected([1])
+
+
+def test_a_row_that_waits_for_a_source_goes_round_in_the_low_lane(world: World) -> None:
+    """Nobody has to send a signal again: the row queues until the source is back, but not for ever."""
+    broken = _Broken(world)
+    cached: CachedSource[int, PerformanceRow] = CachedSource(
+        "performance", broken, CacheSettings(timeout_s=10, retry_after_s=0)
+    )
+    world.opened.append(cached)
+    core = world.core(sources={"performance": cached})
+    world.ad()
+    world.settle(core)
+    broken.down = True
+    world.perform(PerformanceRow(1, 2_000, 2, 0, 0, 9))
+    (hint,) = world.hints()
+    hint.notification.header.origin_us = now_us() - DEFER_FOR_US - 1
+    assert core.process_hints([hint]).notifications == []
+    hint.notification.header.origin_us = now_us()
+    outcome = core.process_hints([hint])
+    assert outcome.only_waits
+    (waiting,) = outcome.notifications
+    assert waiting.header.lane == pb.LANE_LOW
+    (waiting,) = core.process_hints([Hint(waiting)]).notifications
+    broken.down = False
+    outcome = core.process_hints([Hint(waiting)])
+    assert (outcome.notifications, outcome.only_waits) == ([], False)
+    assert world.document()["impressions"] == 2_000
+
+
+def test_a_source_that_never_heard_of_a_signal_is_told_on_the_row(world: World) -> None:
+    """Waiting would not help: the row says what is missing, and nothing goes round."""
+    world.ad()
+    world.performance.upsert([])
+    world.signal({1: 5})
+    outcomes = world.settle()
+    assert sum(outcome.counts["source_behind"] for outcome in outcomes) > 0
+    assert sum(outcome.counts["deferred"] for outcome in outcomes) == 0
+    said = error(world, "ad_document", "1", "performance")
+    assert said is not None
+    assert said[0] == "source_behind"
+    assert "has no version 5 of 1" in said[1]
+    assert "quality" not in world.document()
 
 
 def test_a_document_that_is_too_large_is_blocked_not_fatal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from argus import SourceUnavailable
+from argus import SourceBehind, SourceUnavailable
 from argus.sources import CachedSource, CacheSettings, PerformanceDb, PerformanceRow
 
 
@@ -85,8 +85,8 @@ def test_an_answer_is_never_older_than_demanded() -> None:
     assert cached.lookup_many({1: 1}) == {1: "v1"}
     assert cached.lookup_many({1: 2}) == {1: "new"}
     lagging = cached.lookup_many({1: 3})[1]
-    assert isinstance(lagging, SourceUnavailable)
-    assert "has no version 3 of 1 yet" in str(lagging)
+    assert isinstance(lagging, SourceBehind)
+    assert "has no version 3 of 1;" in str(lagging)
 
 
 def test_fresh_asks_even_for_what_is_cached() -> None:
@@ -102,7 +102,7 @@ def test_a_key_that_the_source_does_not_have_is_none_or_late() -> None:
     _, _, cached = make()
     answers = cached.lookup_many({77: 0, 78: 1})
     assert answers[77] is None
-    assert isinstance(answers[78], SourceUnavailable)
+    assert isinstance(answers[78], SourceBehind)
 
 
 def test_the_cache_is_bounded() -> None:
@@ -254,5 +254,5 @@ def test_a_broken_database_is_an_unavailable_source(tmp_path: Path) -> None:
     path = tmp_path / "performance.db"
     path.write_bytes(b"this is no database" * 100)
     database = PerformanceDb(path)
-    with pytest.raises(SourceUnavailable, match="cannot open the performance database"):
+    with pytest.raises(SourceUnavailable, match="cannot read the performance database"):
         database.lookup([1])

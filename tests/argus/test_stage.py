@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from argus import ArgusCore, Hint
+from argus.sources import PerformanceDb, PerformanceRow
 from argus.stage import next_batch_size, open_sources, positions_after, process_and_publish, run
 from catalog import LaneName
 from messaging import LogUnavailable, open_embedded_log
@@ -248,6 +249,25 @@ def test_two_stages_share_the_work(stage: Stage, world: World, tmp_path: Path) -
     deltas = sorted(stage.read(DELTAS, pb.DocumentDelta), key=lambda d: d.version)
     served = {d.document_id: None if d.deleted else d.body for d in deltas}
     assert served == world.stored(ads)
+
+
+def test_a_stage_heals_when_its_source_comes_back(stage: Stage, world: World) -> None:
+    """The performance database of the home is missing at first; the signalled ad gets its history once it is there,
+    and control updates pass all the while."""
+    stage.start()
+    world.ad()
+    world.signal({1: 1})
+    stage.send(world.hints())
+    ends = dict.fromkeys([(NOTIFICATIONS[LaneName.LOW], p) for p in range(8)], 0)
+    assert stage.log.wait([NOTIFICATIONS[LaneName.LOW]], ends, 30)
+    world.put("ad_group", 1, **{**AD_GROUP, "bid_micros": 11})
+    stage.send(world.hints())
+    while world.document()["bid_micros"] != 11:
+        threading.Event().wait(0.005)
+    assert "impressions" not in world.document()
+    PerformanceDb(stage.home.performance_db).upsert([PerformanceRow(1, 2_000, 2, 0, 0, 9)])
+    stage.drain()
+    assert world.document()["impressions"] == 2_000
 
 
 def test_sources_of_a_home_are_opened_without_touching_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from argus.sources import CachedSource, CacheSettings, PerformanceDb, Performanc
 from catalog import DEFAULT_CATALOG, LaneName, load_catalog
 from catalog.model import DOCUMENT_BLOCKED, DOCUMENT_BODY
 from catalog.values import check, decode, encode
-from messaging.headers import new_header
+from messaging.headers import new_header, now_us
 from messaging.proto import adsindex_pb2 as pb
 from storage_repo import RepoSchema
 from storage_repo.embedded import EmbeddedRepo
@@ -121,7 +121,7 @@ class World:
         for table, row, columns in entities:
             self.version += 1
             update = pb.EntityUpdate(
-                header=new_header(lane, 1_000_000 + self.version, f"trace{self.version}"),
+                header=new_header(lane, now_us(), f"trace{self.version}"),
                 table=table,
                 row=str(row),
                 source=ADS_DB,
@@ -140,7 +140,7 @@ class World:
         self.updater.apply(
             [
                 pb.EntityUpdate(
-                    header=new_header(LaneName.HIGH, 1_000_000 + self.version),
+                    header=new_header(LaneName.HIGH, now_us()),
                     table=table,
                     row=str(row),
                     source=ADS_DB,
@@ -162,7 +162,7 @@ class World:
         updates = []
         for ad_id, version in versions.items():
             update = pb.EntityUpdate(
-                header=new_header(LaneName.MEDIUM, 1),
+                header=new_header(LaneName.MEDIUM, now_us()),
                 table="ad",
                 row=str(ad_id),
                 source="performance",
@@ -180,13 +180,16 @@ class World:
         return [Hint(n) for n in self.notifier.notifications(changes, 1)]
 
     def settle(self, core: ArgusCore | None = None) -> list[Outcome]:
-        """Process until nothing is left to do."""
+        """Process until nothing is left to do but to wait for a source."""
         core = core or self.core()
         outcomes: list[Outcome] = []
         waiting = self.hints()
         while waiting:
             outcomes.append(core.process_hints(waiting[:256]))
-            waiting = waiting[256:] + [Hint(n) for n in outcomes[-1].notifications] + self.hints()
+            left = waiting[256:] + self.hints()
+            waiting = left + [Hint(n) for n in outcomes[-1].notifications]
+            if not left and outcomes[-1].only_waits:
+                break
             assert len(outcomes) < 1_000, "it does not settle"
         return outcomes
 

@@ -76,7 +76,8 @@ def page(browser: Browser) -> Iterator[Page]:
     faults: list[str] = []
     opened.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
     opened.on("pageerror", lambda error: faults.append(str(error)))
-    opened.on("requestfailed", lambda request: faults.append(f"failed: {request.url}"))
+    # A refresh that is under way when the person clicks is aborted: that is no fault.
+    opened.on("requestfailed", lambda r: faults.append(f"failed: {r.url}") if r.failure != "net::ERR_ABORTED" else None)
     opened.on("request", lambda r: faults.append(f"foreign: {r.url}") if "//127.0.0.1:" not in r.url else None)
     yield opened
     opened.close()

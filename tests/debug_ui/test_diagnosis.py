@@ -135,6 +135,22 @@ def test_dead_lettered_update(pipeline: Pipeline) -> None:
     assert "UPDATE campaigns SET objective" in diagnosis.steps[-1].fix[0]
 
 
+@pytest.mark.parametrize(
+    ("statement", "cause"),
+    [
+        ("UPDATE campaigns SET starts_at = 'soon' WHERE id = 1", "repo"),
+        ("UPDATE budgets SET spent_today_micros = 'much' WHERE campaign_id = 1", None),
+        ("UPDATE ad_groups SET bid_micros = 'high' WHERE id = 10", "ad_groups"),
+        ("UPDATE pins SET title = x'fffe' WHERE id IN ('pin-100', 'pin-101')", "repo"),
+    ],
+)
+def test_values_that_are_not_what_they_should_be(pipeline: Pipeline, statement: str, cause: str | None) -> None:
+    """Text where a time or a number belongs breaks no diagnosis; it is a cause like any other."""
+    pipeline.sql(statement)
+    pipeline.run()
+    assert diagnosed(pipeline).cause == (cause or "eligible")
+
+
 def test_dropped_update(pipeline: Pipeline) -> None:
     """An update that vanished on the way is the cause, and the proposed statement sends it again."""
     pipeline.sql("UPDATE ad_groups SET bid_micros = 3000000 WHERE id = 10")

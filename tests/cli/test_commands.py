@@ -1,0 +1,131 @@
+"""The commands as a person types them: on a running home, on one at rest, and with wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.end_to_end.command import adsindex, as_json, documents, running, stage_pids, until_idle
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home at rest with a generated sample of 200 ads."""
+    home = tmp_path_factory.mktemp("commands") / "home"
+    report = until_idle(home, "--sample", "200", "--seed", "3")
+    assert 100 < report["documents"] <= 200
+    assert set(report) >= {"documents", "latency_ms", "conflicts", "retries", "dropped", "dead_lettered"}
+    lane = next(iter(report["latency_ms"].values()))
+    assert {"p50", "p90", "p99"} <= set(lane["total"])
+    return home
+
+
+def test_every_reading_command_works_without_a_running_service(home: Path) -> None:
+    """search, show, status, why and documents answer from the home's files when nothing runs."""
+    answer = as_json("search", "--request", '{"age": "*", "gender": "*", "interests": "*", "country": "*", '
+                     '"device": "*", "language": "*"}', "-k", "0", home=home)  # fmt: skip
+    assert answer["total"] == len(answer["hits"]) > 0
+    ad = answer["hits"][0]["ad_id"]
+    assert str(ad) in documents(home)
+    for kind, identifier in (("ad", str(ad)), ("document", str(ad)), ("campaign", "1001"), ("advertiser", "1")):
+        assert as_json("show", kind, identifier, home=home)
+    assert as_json("status", home=home)["documents"] == len(documents(home))
+    assert as_json("why", "campaign", "1001", home=home)["steps"]
+    explained = as_json("search", "--request", "{}", "--explain", "--ad", str(ad), home=home)
+    assert "plan" in explained and "ad" in explained
+
+
+def test_two_homes_do_not_see_each_other(home: Path, tmp_path: Path) -> None:
+    """A second home starts empty and stays so, whatever the first one holds."""
+    other = tmp_path / "other"
+    assert as_json("search", "--request", "{}", home=other) == {"hits": [], "total": 0}
+    assert as_json("sql", "SELECT count(*) FROM ads", home=other)["rows"] == [[0]]
+    assert documents(home)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("search", "--request", '{"colour": "red"}'), ("colour", "country")),
+        (("search", "--request", "{"), ("not JSON",)),
+        (("search",), ("--request",)),
+        (("show", "campain", "1"), ("campain", "campaign")),
+        (("show", "ad", "987654321"), ("987654321",)),
+        (("why", "campaign", "987654321"), ("987654321",)),
+        (("sql", "UPDATE campaings SET status = 'PAUSED'"), ("campaings",)),
+        (("load", "nowhere.csv", "--mapping", "kag_facebook_ads"), ("nowhere.csv",)),
+        (("load", "nowhere.csv", "--mapping", "no_such_mapping"), ("no_such_mapping",)),
+        (("workflow", "run", "base-indx"), ("base-indx", "base-index")),
+        (("workflow", "run", "refresh", "--table", "adz"), ("adz",)),
+        (("workflow", "run", "refresh", "--ids", "987654321"), ("987654321",)),
+        (("up", "--catalog", "nowhere.yaml"), ("nowhere.yaml",)),
+    ],
+)
+def test_wrong_input_is_one_clear_sentence(home: Path, words: tuple[str, ...], told: tuple[str, ...]) -> None:
+    """What is wrong is named on standard error, without a traceback, and the exit code is not 0."""
+    done = adsindex(*words, home=home, check=False)
+    assert done.returncode != 0
+    assert all(word in done.stderr for word in told), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_request_file_names_the_line_that_is_wrong(home: Path, tmp_path: Path) -> None:
+    """The good lines before a bad one are answered, and the bad one is named."""
+    file = tmp_path / "requests.jsonl"
+    file.write_text('{}\n{"text": "tea"}\n{"colour": 1}\n')
+    done = adsindex("search", "--requests", file, "--json", home=home, check=False)
+    assert len(done.stdout.splitlines()) == 2
+    assert f"{file}:3" in done.stderr and done.returncode == 1
+
+
+def test_the_service_survives_kills_and_stops_without_a_trace(home: Path) -> None:
+    """A killed stage comes back; a second `up` is refused; SIGTERM ends every process, and kill -9 of `up` too."""
+    with running(home) as up:
+        refused = adsindex("up", home=home, check=False)
+        assert refused.returncode == 1 and "already up" in refused.stderr
+        before = stage_pids(home)
+        os.kill(before["argus-0"], signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while stage_pids(home, ready=True).get("argus-0") in (None, before["argus-0"]):
+            assert time.monotonic() < deadline, "argus did not come back"
+            time.sleep(0.05)
+        adsindex("sql", "UPDATE campaigns SET status = 'PAUSED' WHERE id = 1001", home=home)
+        state = as_json("status", home=home)
+        assert {p["process"] for p in state["stages"] if p["alive"]} >= set(before)
+        pids = stage_pids(home).values()
+    assert up.returncode == 0
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    with running(home) as up:
+        pids = stage_pids(home).values()
+        up.kill()
+        up.wait(10)
+        deadline = time.monotonic() + 20
+        while [pid for pid in pids if psutil.pid_exists(pid)]:
+            assert time.monotonic() < deadline, "stages outlived the supervisor"
+            time.sleep(0.05)
+    report = until_idle(home)
+    assert report["documents"] == len(documents(home))
+
+
+def test_refresh_and_rollback_leave_the_answers_as_they_are(home: Path) -> None:
+    """Running every handler again changes no document; rolling back to the base before changes no answer."""
+    before = documents(home)
+    ask = ("search", "--request", '{"age": "*", "gender": "*", "interests": "*"}', "-k", "0", "--json")
+    answer = adsindex(*ask, home=home).stdout
+    first = as_json("workflow", "run", "base-index", home=home)
+    as_json("workflow", "run", "base-index", home=home)
+    refreshed = as_json("workflow", "run", "refresh", home=home)
+    assert refreshed["by_table"]["ad"] == 200
+    until_idle(home)
+    assert documents(home) == before
+    assert as_json("workflow", "run", "rollback-base", home=home)["base_version"] == first["base_version"]
+    assert adsindex(*ask, home=home).stdout == answer
+    assert json.loads(answer)["total"] > 0
