@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from argus._fetch import fetch
 from argus._registry import Plan, Registry
+from argus._rows import Rows
 from argus._run import execute, look_up
 from argus.core import Sources
 from storage_repo import RowId, Snapshot
@@ -25,11 +26,11 @@ def compute_documents(
     """
     plan, waiting = registry.document, iter(rows)
     while keys := list(dict.fromkeys(islice(waiting, _SLICE))):
+        joined = fetch(snapshot, registry.catalog, plan, keys)
         overlay: dict[RowId, dict[str, bytes | None]] = {}
-        for joined_plan in registry.plans.values():
-            if joined_plan.root in plan.routes:
-                _derive(snapshot, registry, sources, joined_plan, keys, overlay)
-        joined = fetch(snapshot, registry.catalog, plan, keys, overlay)
+        for parents in registry.plans.values():  # those that are joined by others come first
+            if parents.root in plan.routes:
+                _derive(snapshot, registry, sources, parents, joined, overlay)
         answers = look_up(plan, joined, sources, registry.catalog)
         for key in keys:
             result = execute(registry, plan, key, joined[key], answers)
@@ -41,14 +42,15 @@ def _derive(
     registry: Registry,
     sources: Sources,
     plan: Plan,
-    keys: list[str],
+    documents: Mapping[str, Rows],
     overlay: dict[RowId, dict[str, bytes | None]],
 ) -> None:
     """Run the handlers of the rows of `plan.root` that the documents join, and lay what changes over them."""
-    documents = fetch(snapshot, registry.catalog, registry.document, keys, overlay)
-    targets = {rows[plan.root].key: rows[plan.root] for rows in documents.values() if rows[plan.root].absence is None}
+    targets = {row.key: row for rows in documents.values() if (row := rows[plan.root]).absence is None}
     joined = fetch(snapshot, registry.catalog, plan, [key for key in targets if key is not None], overlay)
     answers = look_up(plan, joined, sources, registry.catalog)
     for key, rows in joined.items():
-        result = execute(registry, plan, key, rows, answers)
-        overlay[plan.root, key] = {cell: data for (_, cell), data in result.changes.items()}
+        changes = execute(registry, plan, key, rows, answers).changes
+        overlay[plan.root, key] = {cell: data for (_, cell), data in changes.items()}
+        for cell, data in overlay[plan.root, key].items():
+            targets[key].set(cell, data)  # one row object, shared by all documents of the slice that join it

@@ -35,7 +35,8 @@ SEED = 7
 STAGES = ("gateway", "updater", "wal_proxy", "argus", "manas")
 _LOOK_S = 0.02
 _FLUSH_S = 1.2
-"""Stages write their metrics twice a second."""
+"""Stages write their metrics twice a second, if they look up from waiting, which they do twice a second too."""
+_HOPS = "latency:high:"
 _WALL = {"gateway": ("read_us", "materialize_us", "publish_us"), "updater": ("batch_us",), "wal_proxy": ("batch_us",)}
 _WALL |= {"argus": ("batch_us",)}
 """Histograms whose totals are the time that a stage works on batches; Manas keeps none."""
@@ -45,18 +46,19 @@ _WALL |= {"argus": ("batch_us",)}
 class Usage:
     """What the stages have used since they started; subtract two of them."""
 
-    at: float
     cpu_s: dict[str, float]
     wall_us: dict[str, float]
     documents_changed: int
+    hops: dict[str, Histogram]
+    """Latency of high control updates by hop, in microseconds, as the messages carry it."""
 
     def since(self, before: Usage) -> Usage:
         """Return the difference."""
         return Usage(
-            self.at - before.at,
             {stage: self.cpu_s[stage] - before.cpu_s[stage] for stage in self.cpu_s},
             {stage: self.wall_us[stage] - before.wall_us[stage] for stage in self.wall_us},
             self.documents_changed - before.documents_changed,
+            difference(self.hops, before.hops),
         )
 
 
@@ -107,7 +109,7 @@ class Service:
 
     def load_sample(self, ads: int) -> Load:
         """Commit a generated sample in one transaction and wait until all of it is served."""
-        before = self.usage()
+        before = self.usage(settled=True)
         committed: list[float] = []
         watching = threading.Event()
 
@@ -134,7 +136,7 @@ class Service:
 
     def storm(self, updates: Sequence[Update], per_transaction: int) -> Load:
         """Commit updates as fast as the ads DB takes them and wait until all of them are served."""
-        before = self.usage()
+        before = self.usage(settled=True)
         commits = self.write(updates, per_transaction)
         self.until_idle()
         seconds = time.time() - commits[0].committed_us / 1e6
@@ -204,9 +206,10 @@ class Service:
         """Follow what becomes answerable from now on; use as a context manager."""
         return Follower(ManasClient(self._supervisor.port("manas-0"), self.catalog))
 
-    def usage(self) -> Usage:
-        """Return what the stages have used so far, by stage; waits until their metrics are written."""
-        time.sleep(_FLUSH_S)
+    def usage(self, *, settled: bool = False) -> Usage:
+        """Return what the stages have used so far; unless `settled`, waits until they have written their metrics."""
+        if not settled:
+            time.sleep(_FLUSH_S)
         cpu: dict[str, float] = {}
         for managed in self._supervisor.processes:
             if managed.popen is None:
@@ -214,22 +217,17 @@ class Service:
             times = psutil.Process(managed.popen.pid).cpu_times()
             cpu[managed.stage] = times.user + times.system
         wall: dict[str, float] = {}
+        hops: dict[str, Histogram] = {}
         changed = 0
         for metrics in read_metrics(self.home.metrics):
             stage = metrics["process"].rpartition("-")[0]
             changed += metrics["counters"].get("documents_changed", 0)
             if stage in _WALL:
                 wall[stage] = sum(metrics["histograms"].get(name, Histogram()).total for name in _WALL[stage])
-        return Usage(time.monotonic(), {s: cpu[s] for s in STAGES}, {s: wall.get(s, 0.0) for s in _WALL}, changed)
-
-    def hops(self) -> dict[str, Histogram]:
-        """Return the latency of high control updates so far by hop, in microseconds, as the messages carry it."""
-        time.sleep(_FLUSH_S)
-        for metrics in read_metrics(self.home.metrics):
-            if metrics["process"] == "manas-0":
-                prefix = "latency:high:"
-                return {n.removeprefix(prefix): h for n, h in metrics["histograms"].items() if n.startswith(prefix)}
-        return {}
+            if stage == "manas":
+                found = metrics["histograms"].items()
+                hops = {name.removeprefix(_HOPS): h for name, h in found if name.startswith(_HOPS)}
+        return Usage({s: cpu[s] for s in STAGES}, {s: wall.get(s, 0.0) for s in _WALL}, changed, hops)
 
 
 class Follower:

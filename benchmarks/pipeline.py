@@ -19,7 +19,7 @@ import structlog
 from benchmarks._exceptions import BenchmarkFailed
 from benchmarks._peers import DUCKDB, PATHWAY, missing, run_peer
 from benchmarks._report import Report, machine_of
-from benchmarks._service import SEED, STAGES, Load, Service, difference
+from benchmarks._service import SEED, STAGES, Load, Service
 from benchmarks._updates import Latencies, Planner, match, write_plan
 from catalog.targeting import ANY
 from messaging.metrics import Histogram
@@ -102,7 +102,7 @@ def _measure(ads: int, sizes: Sizes, directory: Path) -> _Measured:
         if ads == sizes.compared:
             storms = [service.storm(planner.every_bid(), _STORM_TRANSACTION) for _ in range(sizes.storms + 1)][1:]
         updates = planner.steady(sizes.rate, sizes.warm_up_s + sizes.steady_s)
-        hops, before = service.hops(), service.usage()
+        before = service.usage(settled=True)
         with service.follow() as follower:
             with service.writing(updates) as commits:
                 probes = _probe(service, planner.probes, sizes)
@@ -119,7 +119,7 @@ def _measure(ads: int, sizes: Sizes, directory: Path) -> _Measured:
             cpu_us={
                 stage: 1e6 * seconds / (len(updates) + 2 * len(probes.values)) for stage, seconds in used.cpu_s.items()
             },
-            hops=difference(service.hops(), hops),
+            hops=used.hops,
         )
         ads_db = service.home.ads_db
     measured.peers = _measure_peers(ads, sizes, ads_db, planner)

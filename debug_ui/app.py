@@ -11,6 +11,7 @@ from urllib.parse import quote
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.staticfiles import StaticFiles
 
@@ -163,7 +164,7 @@ def create_app(backends: Backends) -> FastAPI:
     @app.post("/dead-letters/{partition}/{offset}/replay")
     async def replay_letter(request: Request, partition: int, offset: int) -> Response:
         await posts.check(request)
-        record = replay(backends.log, partition, offset)
+        record = await run_in_threadpool(replay, backends.log, partition, offset)
         return RedirectResponse(f"/dead-letters/{partition}/{offset}?replayed={record.topic}", status_code=303)
 
     @app.get("/dependencies", response_class=HTMLResponse)

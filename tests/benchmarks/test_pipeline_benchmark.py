@@ -94,5 +94,5 @@ def test_a_result_can_be_shown(result: dict[str, Any]) -> None:
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     """The error tells what there is."""
-    with pytest.raises(UnknownBenchmark, match="'nosuch'.*pipeline"):
+    with pytest.raises(UnknownBenchmark, match=r"'nosuch'.*pipeline"):
         run_benchmark("nosuch")

@@ -115,3 +115,17 @@ def test_documents_are_found_by_terms_of_every_script() -> None:
     index = make_index(docs)
     assert ids(index.search({**BROWSE, "text": "brulee"}, 0)) == [1]
     assert ids(index.search({**BROWSE, "text": "МИРА"}, 0)) == [2]
+
+
+def test_price_limits_are_exact_to_the_millionth_and_inclusive() -> None:
+    """Limits between two millionths include neither neighbour wrongly; equal prices are inside."""
+    index = make_index(
+        [document(i, price_micros=price) for i, price in ((1, 9_990_000), (2, 10_000_000), (3, 10_000_001))]
+    )
+    for limits, expected in (
+        ({"max": 10.0000005}, [1, 2]),
+        ({"min": 10.0000005}, [3]),
+        ({"min": 9.99, "max": 9.99}, [1]),
+        ({"max": 10}, [1, 2]),
+    ):
+        assert ids(index.search({**BROWSE, "price": limits}, 0)) == expected
