@@ -12,7 +12,8 @@ from argus._run import execute, look_up
 from argus.core import Sources
 from storage_repo import RowId, Snapshot
 
-_SLICE = 256
+_SLICE = 1024
+"""Documents fetched at once; a pin that several of them join is derived once."""
 
 
 def compute_documents(

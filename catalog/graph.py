@@ -59,14 +59,16 @@ class DependencyGraph:
     def watched_cells(self) -> dict[str, frozenset[str]]:
         """Table -> Repo cells whose change concerns some handler or some document field.
 
-        References on the way from a root count: a row that points elsewhere joins with other values.
+        References on the way from a root count: a row that points elsewhere joins with other values. The document's own
+        derived columns do not: only the runs that write them read them, so they would notify nobody.
         """
         cells: dict[str, set[str]] = {}
         joins = {r for root in {*self.roots(), self.catalog.root} for r in self.catalog.join_path(root).values()}
         refs = {*self.watchers, *(c.ref for c in self.document_columns()), *(f"{r.table}.{r.column}" for r in joins)}
         for ref in refs:
             column = self.catalog.column(ref)
-            cells.setdefault(column.table, set()).add(column.cell)
+            if column.table != self.catalog.document_table:  # written by the very run that reads it
+                cells.setdefault(column.table, set()).add(column.cell)
         return {table: frozenset(names) for table, names in cells.items()}
 
 

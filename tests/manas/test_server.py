@@ -251,6 +251,28 @@ def test_new_base_is_swapped_in_refused_when_corrupt_and_rolled_back(
         assert client.stats()["problem"] == ""
 
 
+def test_swap_does_not_step_back_behind_what_was_answerable(
+    home: Home, log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deltas that arrived while a base was being loaded are in the answers from the very moment of the swap."""
+    monkeypatch.setattr("manas._follower._CHECK_BASE_SECONDS", 0.0)
+    _publish(log, budget(1), *(delta(document(i), 5) for i in range(1, 11)))
+    index, metrics = Index(CATALOG), StageMetrics(home.metrics, "manas")
+    follower = Follower(home.base, log, index, metrics)
+    follower.start()
+    follower.catch_up()
+    version = _base(home, tmp_path, log, range(1, 11), 5)
+    follower.step()
+    assert follower._loading is not None
+    follower._loading.join()
+    _publish(log, delta(document(11), 6), tombstone(1, 6))
+    follower.step()
+    assert index.base_version == version
+    assert sorted(ids(index.search(BROWSE, 0))) == list(range(2, 12))
+    follower.catch_up()
+    assert metrics.counters["applied"] == 12
+
+
 def test_start_passes_over_a_damaged_base_to_an_older_one(home: Home, log: Log, tmp_path: Path) -> None:
     """With the current base damaged, the newest whole one before it serves with its deltas, and the problem is said."""
     _publish(log, budget(1), *(delta(document(i), 5) for i in range(1, 4)))
