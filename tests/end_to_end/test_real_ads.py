@@ -205,8 +205,9 @@ def test_documents_are_byte_equal_after_random_kills(changed: Path, real: RealAd
             kill_some(2)
     report = until_idle(home)
     assert kills >= 15
-    assert documents(home) == documents(changed)
-    assert report["documents"] == len(documents(changed))
+    killed, clean = documents(home), documents(changed)
+    assert {ad for ad in killed.keys() | clean.keys() if killed.get(ad) != clean.get(ad)} == set()
+    assert report["documents"] == len(clean)
     check_answers(home, tmp_path, real, Changes(real).targeting_after())
 
 
