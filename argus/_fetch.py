@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from argus._registry import Plan
-from argus._rows import EntityRow, Rows
+from argus._rows import AnyRow, EntityRow, GatheredRows, Rows, members
 from catalog import Catalog, Reference
 from catalog.model import INDEX_CELL
 from storage_repo import INDEX_SEPARATOR, RowId, Snapshot
@@ -31,40 +31,58 @@ def fetch(
     overlay: Overlay | None = None,
     keep: Callable[[str, Rows], bool] = lambda _key, _rows: True,
 ) -> dict[str, Rows]:
-    """Return root key -> table -> row. Joined rows are shared between the roots that join them.
+    """Return root key -> table -> row, or all rows where the way to the table leads over a list.
 
-    `keep` sees a root's own rows and decides whether to go on with it.
+    Joined rows are shared between the roots that join them. `keep` sees a root's own rows and decides whether to go on
+    with it.
     """
     over = overlay or {}
     own = list(dict.fromkeys((plan.root, plan.output_table)))
     found = snapshot.get_many([(table, key) for key in keys for table in own], plan.columns)
-    joined: dict[str, dict[str, EntityRow]] = {
+    joined: dict[str, dict[str, AnyRow]] = {
         key: {table: EntityRow(table, key, found[table, key], entity=table == plan.root) for table in own}
         for key in keys
     }
     joined = {key: rows for key, rows in joined.items() if keep(key, rows)}
     for level in plan.levels:
         wanted: dict[RowId, None] = {}
-        links: list[tuple[str, Reference, str | None]] = []
+        links: list[tuple[str, Reference, list[str | None]]] = []
         for key, rows in joined.items():
             for reference in level:
-                value = rows[reference.table].value(catalog.tables[reference.table].columns[reference.column].cell)
-                target = None if value is None else str(value)
-                links.append((key, reference, target))
-                if target is not None and is_key(target):
-                    wanted[reference.target, target] = None
+                targets = _targets(catalog, reference, rows[reference.table])
+                links.append((key, reference, targets))
+                for target in targets:
+                    if target is not None and is_key(target):
+                        wanted[reference.target, target] = None
         cells = snapshot.get_many(list(wanted), plan.columns) if wanted else {}
         shared: dict[tuple[str, str | None], EntityRow] = {}
-        for key, reference, target in links:
-            row = shared.get((reference.target, target))
-            if row is None:
-                row = EntityRow(reference.target, target, cells.get((reference.target, target or ""), {}))
-                for cell, data in over.get((reference.target, target or ""), {}).items():
-                    if row.absence is None:
-                        row.set(cell, data)
-                shared[reference.target, target] = row
-            joined[key][reference.target] = row
+        for key, reference, targets in links:
+            for target in targets:
+                if (reference.target, target) not in shared:
+                    row = EntityRow(reference.target, target, cells.get((reference.target, target or ""), {}))
+                    for cell, data in over.get((reference.target, target or ""), {}).items():
+                        if row.absence is None:
+                            row.set(cell, data)
+                    shared[reference.target, target] = row
+            reached = [shared[reference.target, target] for target in targets]
+            gathered = reference.target in plan.gathered
+            joined[key][reference.target] = GatheredRows(reference.target, reached) if gathered else reached[0]
     return dict(joined)
+
+
+def _targets(catalog: Catalog, reference: Reference, row: AnyRow) -> list[str | None]:
+    """Return the keys that a reference leads to: one (None if it is null), or each once where there can be many."""
+    cell = catalog.tables[reference.table].columns[reference.column].cell
+    if not reference.many and isinstance(row, EntityRow):
+        value = row.value(cell)
+        return [None if value is None else str(value)]
+    found: dict[str | None, None] = {}
+    for single in members(row):
+        value = single.value(cell)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None:
+                found[str(one)] = None
+    return list(found)
 
 
 def roots_of(snapshot: Snapshot, route: Sequence[Reference], row: str, cursor: str = "") -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from argus import handlers as builtin
+from argus._derived import derived_handlers
 from argus._exceptions import DeclarationError
 from argus._handler import Handler, SourceUse
 from catalog import Catalog, Column, DependencyGraph, Reference, build_graph
@@ -69,6 +69,8 @@ class Plan:
     """Table -> column names whose change makes the joined root rows run."""
     own: frozenset[str]
     """Names of the root's columns that its own handlers write."""
+    gathered: frozenset[str]
+    """Joined tables of which a root row joins any number of rows."""
     routes: Mapping[str, tuple[Reference, ...]]
     """Joined table -> references from it back to the root: whose index tables to scan, in this order."""
     sources: tuple[SourceUse, ...]
@@ -93,11 +95,14 @@ class Registry:
 
 
 def load_registry(catalog: Catalog, handlers: Iterable[Handler] | None = None) -> Registry:
-    """Check handlers (default: all of `argus.handlers`) against a catalogue.
+    """Check handlers against a catalogue: its own derived columns, and those of the packages that it names.
 
-    Raises catalog.DependencyError naming every fault with file and line, and DeclarationError.
+    `handlers` are used instead of the packages'. Raises catalog.DependencyError naming every fault with file and line,
+    and DeclarationError.
     """
-    listed = builtin_handlers() if handlers is None else list(handlers)
+    listed = [h for package in catalog.handlers for h in handlers_in(package)] if handlers is None else list(handlers)
+    names = {h.name for h in listed}
+    listed += [h for h in derived_handlers(catalog) if h.name not in names]
     graph = build_graph(catalog, [h.declaration for h in listed])
     by_name = {h.name: h for h in listed}
     roots = {*graph.roots(), catalog.root}
@@ -109,10 +114,28 @@ def load_registry(catalog: Catalog, handlers: Iterable[Handler] | None = None) -
 
 def builtin_handlers() -> list[Handler]:
     """Return every handler of every module in `argus.handlers`, in the order of their names."""
-    found: dict[str, Handler] = {}
-    for info in pkgutil.iter_modules(builtin.__path__):
-        module = importlib.import_module(f"{builtin.__name__}.{info.name}")
-        found.update({h.name: h for h in vars(module).values() if isinstance(h, Handler)})
+    return handlers_in("argus.handlers")
+
+
+def handlers_in(package: str) -> list[Handler]:
+    """Return every handler of a module, or of every module in a package, in the order of their names.
+
+    Raises DeclarationError when there is no such package.
+    """
+    try:
+        top = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{package}.".startswith(f"{error.name}."):
+            raise  # the package is there, and something that it imports is not
+        raise DeclarationError(f"the catalogue's `handlers` names {package!r}, which cannot be imported") from error
+    modules = [
+        top,
+        *(
+            importlib.import_module(f"{package}.{info.name}")
+            for info in pkgutil.iter_modules(getattr(top, "__path__", ()))
+        ),
+    ]
+    found = {h.name: h for module in modules for h in vars(module).values() if isinstance(h, Handler)}
     return [found[name] for name in sorted(found)]
 
 
@@ -155,8 +178,9 @@ def _plan(catalog: Catalog, graph: DependencyGraph, handlers: Mapping[str, Handl
         columns={table: tuple(sorted(cells)) for table, cells in columns.items()},
         triggers={table: frozenset(names) for table, names in triggers.items()},
         own=frozenset(o.column.name for step in steps for o in step.writes if o.table == root),
+        gathered=catalog.gathered(root),
         routes={table: routes[table] for table in path},
-        sources=_sources(steps, own),
+        sources=_sources(steps, own, catalog.gathered(root)),
         fields=tuple(
             DocumentField(f.name, f.column.table, f.column.cell, f.critical)
             for f in (catalog.fields.values() if is_document else ())
@@ -199,12 +223,17 @@ def step_of(catalog: Catalog, handler: Handler) -> Step:
     )
 
 
-def _sources(steps: Sequence[Step], own: set[str]) -> tuple[SourceUse, ...]:
+def _sources(steps: Sequence[Step], own: set[str], gathered: frozenset[str]) -> tuple[SourceUse, ...]:
     for step in steps:
         for use in step.handler.sources:
             if derived := {use.key, use.version} & own:
                 raise DeclarationError(
                     f"{step.handler.declaration}: source {use.source!r} is looked up for the whole batch before any "
                     f"handler runs, so key and version cannot be {sorted(derived)}, which this root's handlers write"
+                )
+            if many := {ref for ref in (use.key, use.version) if ref.partition(".")[0] in gathered}:
+                raise DeclarationError(
+                    f"{step.handler.declaration}: source {use.source!r} is looked up by one key, but {sorted(many)} is "
+                    "of many joined rows; derive what is looked up on that table's own rows"
                 )
     return tuple(dict.fromkeys(use for step in steps for use in step.handler.sources))

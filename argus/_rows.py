@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from argus._exceptions import UndeclaredRead
 from catalog.model import DELETED, SOURCE_VERSION
-from catalog.values import decode
+from catalog.values import decode, encode
 
 _NIL = b"\xc0"  # MessagePack nil; never written by the pipeline, but a null all the same
 
@@ -57,13 +57,64 @@ class EntityRow:
             self.cells[cell] = data
 
 
+class GatheredRows:
+    """All rows of one table that a run joins over a reference that is a list. It reads like one row of lists.
+
+    Rows that have not arrived or are deleted contribute nothing and block nothing: when they come, the run comes again.
+    """
+
+    __slots__ = ("_values", "key", "rows", "table")
+
+    absence = None
+    """Many rows, none among them, are never missing."""
+
+    def __init__(self, table: str, rows: Iterable[EntityRow]) -> None:
+        """`rows` are in the order of the lists that lead to them, each once."""
+        self.table, self.rows = table, tuple(rows)
+        self.key: str | None = None
+        self._values: dict[str, list[Any]] = {}
+
+    def value(self, cell: str) -> list[Any] | None:
+        """Return the values of a cell in all rows that have one, lists joined; None where no row has one."""
+        try:
+            found = self._values[cell]
+        except KeyError:
+            found = self._values[cell] = []
+            for row in self.rows:
+                value = row.value(cell)
+                if value is not None:
+                    found += value if isinstance(value, list) else [value]
+        return list(found) or None
+
+    def raw(self, cell: str) -> bytes | None:
+        """Return the encoded list of `value`."""
+        found = self.value(cell)
+        return None if found is None else encode(found)
+
+
+AnyRow = EntityRow | GatheredRows
+
+
+def members(row: AnyRow) -> tuple[EntityRow, ...]:
+    """Return the single rows of what a run joins of one table."""
+    return row.rows if isinstance(row, GatheredRows) else (row,)
+
+
 def label(table: str) -> str:
     """Return a table's name as people write it."""
     return table.replace("_", " ")
 
 
-Rows = Mapping[str, EntityRow]
-"""Table -> the one row of it that this run joins."""
+Rows = Mapping[str, AnyRow]
+"""Table -> the one row of it that this run joins, or all of them."""
+
+
+def single(rows: Rows, table: str) -> EntityRow:
+    """Return the row of a table of which there is one: the root, or where its runs write."""
+    row = rows[table]
+    if isinstance(row, GatheredRows):
+        raise TypeError(f"{table} is joined as many rows; nothing is written to it")
+    return row
 
 
 class Inputs:
@@ -104,7 +155,7 @@ class Inputs:
         """Return all declared inputs; for dead letters and tests."""
         return {ref: self._rows[table].value(cell) for ref, (table, cell) in self._allowed.items()}
 
-    def _row(self, table: str) -> EntityRow:
+    def _row(self, table: str) -> AnyRow:
         if table not in self._tables:
             raise UndeclaredRead(
                 f"handler {self._handler!r} asks for the row of {table!r}, but declares no column of it; "

@@ -13,7 +13,7 @@ from msgspec import Raw
 from argus._exceptions import InvalidInput, SourceBehind, SourceUnavailable, UndeclaredWrite
 from argus._handler import HandlerContext, SourceUse, Value
 from argus._registry import Plan, Registry, Step
-from argus._rows import EntityRow, Inputs, Rows
+from argus._rows import EntityRow, Inputs, Rows, single
 from argus.sources import CachedSource
 from catalog import Catalog
 from catalog.documents import encode_document
@@ -95,7 +95,7 @@ def execute(registry: Registry, plan: Plan, key: str, rows: Rows, answers: Answe
     A row that does not exist runs no handler: what was derived for it goes. Never raises for what a handler does.
     """
     result = RunResult(key)
-    output = rows[plan.output_table]
+    output = single(rows, plan.output_table)
     result.exists = rows[plan.root].absence is None
     for step in plan.steps:
         error: bytes | None = None
@@ -158,7 +158,7 @@ def checked_outputs(step: Step, returned: Mapping[str, Value]) -> dict[str, byte
 
 def _put(rows: Rows, step: Step, outputs: Mapping[str, bytes | None], result: RunResult) -> None:
     for _, ref, table, cell in step.writes:
-        data, row = outputs[ref], rows[table]
+        data, row = outputs[ref], single(rows, table)
         _change(row, cell, data, result)
         row.set(cell, data)
 
@@ -169,7 +169,7 @@ def _change(row: EntityRow, cell: str, data: bytes | None, result: RunResult) ->
 
 
 def _build_document(registry: Registry, plan: Plan, rows: Rows, result: RunResult) -> None:
-    output = rows[plan.output_table]
+    output = single(rows, plan.output_table)
     blocked = _why_blocked(registry, plan, rows)
     body: bytes | None = None
     if not blocked:
@@ -216,6 +216,6 @@ def _answers_for(step: Step, rows: Rows, answers: Answers, catalog: Catalog) -> 
     return given
 
 
-def _wanted(use: SourceUse, rows: Rows, catalog: Catalog) -> tuple[Any, int | None]:
+def _wanted(use: SourceUse, rows: Rows, catalog: Catalog) -> tuple[Any, Any]:
     key, version = catalog.column(use.key), catalog.column(use.version)
     return rows[key.table].value(key.cell), rows[version.table].value(version.cell)

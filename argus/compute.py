@@ -7,7 +7,7 @@ from itertools import islice
 
 from argus._fetch import fetch
 from argus._registry import Plan, Registry
-from argus._rows import Rows
+from argus._rows import Rows, members
 from argus._run import execute, look_up
 from argus.core import Sources
 from storage_repo import RowId, Snapshot
@@ -47,7 +47,7 @@ def _derive(
     overlay: dict[RowId, dict[str, bytes | None]],
 ) -> None:
     """Run the handlers of the rows of `plan.root` that the documents join, and lay what changes over them."""
-    targets = {row.key: row for rows in documents.values() if (row := rows[plan.root]).absence is None}
+    targets = {row.key: row for rows in documents.values() for row in members(rows[plan.root]) if row.absence is None}
     joined = fetch(snapshot, registry.catalog, plan, [key for key in targets if key is not None], overlay)
     answers = look_up(plan, joined, sources, registry.catalog)
     for key, rows in joined.items():

@@ -24,7 +24,7 @@ from argus._exceptions import DeclarationError
 from argus._fetch import fetch
 from argus._hints import Expanded, Hint, Want, expand, fault_of
 from argus._registry import Plan, Registry
-from argus._rows import Rows
+from argus._rows import Rows, single
 from argus._run import SOURCE_BEHIND, SOURCE_UNAVAILABLE, Failure, RunResult, execute, look_up
 from argus.sources import CachedSource
 from catalog import LaneName
@@ -265,7 +265,7 @@ class ArgusCore:
         """Say why a run would find nothing to do, judged by the last run that is in the snapshot."""
         if want.must_publish:
             return None
-        stored, exists = rows[plan.output_table].stored, rows[plan.root].absence is None
+        stored, exists = single(rows, plan.output_table).stored, rows[plan.root].absence is None
         last = decode(stored.get(RUN))  # present if the last run found that the row exists
         if last is None or not exists:
             return None

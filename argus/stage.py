@@ -60,6 +60,8 @@ def run(context: StageContext, repo: Repo, sources: Sources | None = None) -> No
     try:
         while not context.stop.is_set():
             context.beat()
+            context.switches.hold(context.stop.wait, context.beat)
+            consumer.pause(context.switches.paused_topics(NOTIFICATIONS))
             ends = {(t, p): end for t in urgent for p, end in context.log.end_offsets(t).items()} if waits else {}
             records = consumer.poll(size, _WAIT_SECONDS)
             waited, waits = waits, bool(records) and process_and_publish(context, core, records).only_waits

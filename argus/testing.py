@@ -9,7 +9,7 @@ from typing import Any
 from argus._exceptions import DeclarationError
 from argus._handler import Handler, HandlerContext, Value
 from argus._registry import step_of
-from argus._rows import EntityRow, Inputs
+from argus._rows import AnyRow, EntityRow, GatheredRows, Inputs
 from argus._run import checked_outputs
 from catalog import DEFAULT_CATALOG, Catalog, load_catalog
 from catalog.model import SOURCE_VERSION
@@ -28,9 +28,10 @@ def run_handler(
     """Run a handler on "table.column" -> value and return all its outputs, null ones included.
 
     Columns not given are null. Every row exists but those of `absent` tables; a row's key is what the reference to it
-    says, else `row`. `sources` are the answers of its sources; an exception as an answer is raised. Raises what the
-    handler raises, UndeclaredRead, UndeclaredWrite, catalog.InvalidValue for values of a wrong type, and
-    DeclarationError for columns that the handler does not declare or the catalogue does not have.
+    says, else `row`. A column of a table that is joined as many rows takes the list of its values. `sources` are the
+    answers of its sources; an exception as an answer is raised. Raises what the handler raises, UndeclaredRead,
+    UndeclaredWrite, catalog.InvalidValue for values of a wrong type, and DeclarationError for columns that the handler
+    does not declare or the catalogue does not have.
     """
     catalog = catalog or _default_catalog()
     step = step_of(catalog, handler)
@@ -49,14 +50,22 @@ def run_handler(
     cells: dict[str, dict[str, bytes]] = {
         table: {} if table in absent else {SOURCE_VERSION: encode(1)} for table in step.tables
     }
+    many: dict[str, dict[int, dict[str, bytes]]] = {
+        t: {} for t in step.tables & catalog.gathered(handler.declaration.root)
+    }
     for ref, value in given.items():
         column = catalog.column(ref)
-        if (checked := check(column, value)) is not None:
-            cells[column.table][column.cell] = encode(checked)
-    rows = {
+        for place, one in enumerate(value) if column.table in many else ((-1, value),):
+            if (checked := check(column, one)) is not None:
+                into = many[column.table].setdefault(place, {}) if column.table in many else cells[column.table]
+                into[column.cell] = encode(checked)
+    rows: dict[str, AnyRow] = {
         table: EntityRow(table, keys.get(table, row), cells[table], entity=table != catalog.document_table)
         for table in step.tables
     }
+    for table, found in many.items():
+        there = [EntityRow(table, str(place), {SOURCE_VERSION: encode(1), **found[place]}) for place in sorted(found)]
+        rows[table] = GatheredRows(table, there)
     answers = {use.source: (sources or {}).get(use.source) for use in handler.sources}
     inputs = Inputs(handler.name, step.allowed, step.tables, rows)
     outputs = checked_outputs(step, handler(inputs, HandlerContext(catalog, row, answers)))

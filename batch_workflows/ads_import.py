@@ -113,7 +113,7 @@ def load_csv(
             load.run(reader)
             load.pair()
         except DBAPIError as error:
-            raise AdsDbUnavailable(f"ads DB {ads_db.path}: {error.orig}; load again, it goes on from here") from error
+            raise AdsDbUnavailable(f"ads DB {ads_db.name}: {error.orig}; load again, it goes on from here") from error
     report.seconds = time.monotonic() - started
     counts = {k: v for k, v in report.to_json().items() if k not in ("bad", "warnings")}
     _log.info("ads_import", **counts)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from batch_workflows._exceptions import UnknownSelection
 from catalog import Catalog, LaneName
 from catalog.model import SOURCE_VERSION
-from gateway import AdsDb, SqliteChangeFeed
+from gateway import AdsDb, request_resync
 from messaging import Log, OutRecord
 from messaging.headers import new_header, now_us
 from messaging.proto import adsindex_pb2 as pb
-from messaging.topics import CHANGE_FEED, GATEWAY_GROUP, NOTIFICATIONS
+from messaging.topics import NOTIFICATIONS
 from storage_repo import INDEX_SEPARATOR, Repo, Snapshot
 
 _BATCH = 1000
@@ -111,8 +111,4 @@ def _publish(log: Log, root: str, rows: Iterator[str], ts: int) -> int:
 
 def resync(ads_db: AdsDb, catalog: Catalog, log: Log) -> int:
     """Put every row of the ads DB into the change feed again, for the low lane; return how many."""
-    feed = SqliteChangeFeed(ads_db, catalog)
-    try:
-        return feed.resync(max(feed.end() + 1, log.committed(GATEWAY_GROUP, CHANGE_FEED).get(0, 0)))
-    finally:
-        feed.close()
+    return request_resync(ads_db, catalog, log)

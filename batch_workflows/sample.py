@@ -72,13 +72,14 @@ def generate_sample(
         performance.upsert(sample.performance)
         try:
             with ads_db.engine.begin() as connection:
+                mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
                 for table, columns in _INSERTS.items():
-                    marks = ", ".join("?" * len(columns.split(",")))
+                    marks = ", ".join([mark] * len(columns.split(",")))
                     rows = sample.rows[table]
                     connection.exec_driver_sql(f"INSERT INTO {table} ({columns}) VALUES ({marks})", rows)
                     report.rows[table] = len(rows)
         except DBAPIError as error:
-            raise AdsDbUnavailable(f"ads DB {ads_db.path}: {error.orig}; nothing was written, try again") from error
+            raise AdsDbUnavailable(f"ads DB {ads_db.name}: {error.orig}; nothing was written, try again") from error
         announce_performance(performance, log)
     report.performance = len(sample.performance)
     report.seconds = time.monotonic() - started

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import pipeline
+from benchmarks import cdc, pipeline, stack_latency
 from benchmarks._exceptions import UnknownBenchmark
 
-BENCHMARKS: dict[str, Callable[[bool], dict[str, Any]]] = {"pipeline": pipeline.run}
+BENCHMARKS: dict[str, Callable[[bool], dict[str, Any]]] = {"pipeline": pipeline.run, "cdc": cdc.run}
+ON_THE_STACK: dict[str, Callable[[bool], dict[str, Any]]] = {"pipeline": stack_latency.run, "cdc": cdc.run}
+"""With real servers, which `cdc` always has."""
 
 
-def run_benchmark(name: str, quick: bool = False) -> dict[str, Any]:
+def run_benchmark(name: str, quick: bool = False, *, stack: bool = False) -> dict[str, Any]:
     """Run a benchmark and return {"benchmark", "machine", "results", "notes"}.
 
     A result is {"case", "metric", "ours", "peer_name", "peer", "ratio"}; a ratio above 1 means that ours is better,
-    null that there is no peer. `quick` takes small sizes: does it run, not how fast is it. Raises UnknownBenchmark,
-    BenchmarkFailed.
+    null that there is no peer. `quick` takes small sizes: does it run, not how fast is it. `stack` runs over MariaDB
+    and Kafka. Raises UnknownBenchmark, BenchmarkFailed, StackError.
     """
-    if name not in BENCHMARKS:
-        raise UnknownBenchmark(name, BENCHMARKS)
-    return BENCHMARKS[name](quick)
+    known = ON_THE_STACK if stack else BENCHMARKS
+    if name not in known:
+        raise UnknownBenchmark(name, known)
+    return known[name](quick)

@@ -2,20 +2,19 @@
 
 from catalog._exceptions import CatalogError, DependencyError, Fault, InvalidCatalog, InvalidValue
 from catalog.graph import DependencyGraph, HandlerDeclaration, build_graph
+from catalog.kinds import Destination, Family, LaneName, Message, Operation, ValueType
 from catalog.loader import DEFAULT_CATALOG, load_catalog
 from catalog.model import (
     Catalog,
     Column,
-    Destination,
+    Derivation,
     Dimension,
-    Family,
     Field,
-    LaneName,
     Reference,
     Serving,
     Source,
+    Stream,
     Table,
-    ValueType,
 )
 
 __all__ = [
@@ -25,6 +24,7 @@ __all__ = [
     "Column",
     "DependencyError",
     "DependencyGraph",
+    "Derivation",
     "Destination",
     "Dimension",
     "Family",
@@ -34,9 +34,12 @@ __all__ = [
     "InvalidCatalog",
     "InvalidValue",
     "LaneName",
+    "Message",
+    "Operation",
     "Reference",
     "Serving",
     "Source",
+    "Stream",
     "Table",
     "ValueType",
     "build_graph",

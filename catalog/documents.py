@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from catalog.model import Catalog, ValueType
+from catalog.kinds import ValueType
+from catalog.model import Catalog
 
 _encoder = msgspec.msgpack.Encoder(order="sorted")
 _decoder = msgspec.msgpack.Decoder(dict[str, Any])

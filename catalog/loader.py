@@ -3,86 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ValidationError
 
-from catalog import model
-from catalog._exceptions import Fault, InvalidCatalog
+from catalog import _derive, _streams, model
+from catalog._exceptions import Fault, InvalidCatalog, InvalidValue
 from catalog._lines import Lines, read_yaml
-from catalog.model import Destination, Family, LaneName, ValueType
+from catalog._spec import CatalogSpec, ColumnSpec, Key, ServingSpec, SourceSpec, TableSpec
+from catalog.keys import SEPARATOR
+from catalog.kinds import ELEMENT_OF, Destination, Family, LaneName, Message, ValueType
+from catalog.values import check
 
 DEFAULT_CATALOG = Path(__file__).with_name("ads.yaml")
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _SourceSpec(_Strict):
-    table: str
-    key: str
-    satellites: dict[str, str] = {}
-
-
-class _ColumnSpec(_Strict):
-    type: ValueType
-    source: str = Field(alias="from", pattern=r"^(handler:[a-z_]\w*|signal:[a-z_]\w*|\w+\.\w+)$")
-    family: Family | None = None
-    dims: int = Field(0, ge=0, le=4096)
-    values: tuple[str, ...] = ()
-    max_bytes: int = Field(65_536, ge=1, le=1_000_000)  # a cell holds 1 MiB, encoding included
-
-
-class _TableSpec(_Strict):
-    owner: str
-    lane: LaneName = LaneName.MEDIUM
-    key: Literal["int", "string"] = "string"
-    source: _SourceSpec | None = None
-    root: str | None = None
-    references: dict[Name, str] = {}
-    freshness_s: float = Field(60.0, gt=0)
-    columns: dict[Name, _ColumnSpec] = {}
-
-
-class _FieldSpec(_Strict):
-    source: str = Field(alias="from", pattern=r"^\w+\.\w+$")
-    index: Destination = Destination.FORWARD
-    critical: bool = False
-    coverage: float = Field(0.0, ge=0, le=1)
-
-
-class _DimensionSpec(_Strict):
-    type: Literal["string", "int"] = "string"
-    multi: bool = False
-    values: tuple[str, ...] = ()
-
-
-class _ServingSpec(_Strict):
-    bid: str
-    starts: str
-    ends: str
-    budget_key: str
-    quality: str | None = None
-    price: str | None = None
-    currency: str | None = None
-    text: str | None = None
-    vector: str | None = None
-    targeting: str | None = None
-    diversity: str | None = None
-
-
-class _CatalogSpec(_Strict):
-    version: Literal[1]
-    name: str
-    dimensions: dict[Name, _DimensionSpec]
-    tables: dict[Name, _TableSpec]
-    fields: dict[Name, _FieldSpec]
-    serving: _ServingSpec
-
 
 # What a destination in Manas can hold; anything else is a fault of the declaration, found at start.
 _FITTING: dict[Destination, frozenset[ValueType]] = {
@@ -105,7 +40,7 @@ def load_catalog(file: Path | str | None = None) -> model.Catalog:
     path = Path(file) if file is not None else DEFAULT_CATALOG
     data, lines = read_yaml(path)
     try:
-        spec = _CatalogSpec.model_validate(data)
+        spec = CatalogSpec.model_validate(data)
     except ValidationError as error:
         raise InvalidCatalog([_fault_of(e, lines) for e in error.errors()]) from None
     faults: list[Fault] = []
@@ -119,11 +54,13 @@ def load_catalog(file: Path | str | None = None) -> model.Catalog:
         if table.root not in tables or tables[table.root].source is None:
             text = f"root {table.root!r} is not a table that comes from the ads DB"
             faults.append(lines.fault(text, "tables", table.name, "root"))
-    fields = _fields(spec, tables, lines, faults)
-    _check_serving(spec.serving, fields, lines, faults)
     if not sound or len(roots) != 1 or (root := roots[0].root) not in tables or root is None:
+        _check_serving(spec.serving, _fields(spec, tables, frozenset(), lines, faults), lines, faults)
         raise InvalidCatalog(faults)
     document = roots[0]
+    joined = model.gathered_tables(tables, root)
+    fields = _fields(spec, tables, joined, lines, faults)
+    _check_serving(spec.serving, fields, lines, faults)
     catalog = model.Catalog(
         name=spec.name,
         file=str(path),
@@ -136,8 +73,16 @@ def load_catalog(file: Path | str | None = None) -> model.Catalog:
         },
         serving=model.Serving(**spec.serving.model_dump()),
         fingerprint=hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest(),
+        handlers=spec.handlers,
+        streams=_streams.streams(spec.streams, tables, lines, faults),
     )
     _check_joins(catalog, lines, faults)
+    _derive.check(catalog, lines, faults)
+    if catalog.serving.budget_key is None:
+        budgets = [s.name for s in catalog.streams.values() if s.message is Message.BUDGET]
+        if budgets:
+            text = f"'budget_key' is missing, so nothing would obey what stream {budgets[0]!r} publishes"
+            faults.append(lines.fault(text, "serving"))
     if faults:
         raise InvalidCatalog(faults)
     return catalog
@@ -155,50 +100,108 @@ def _fault_of(error: Any, lines: Lines) -> Fault:
     return lines.fault(text, *where)
 
 
-def _table(name: str, spec: _TableSpec, lines: Lines, faults: list[Fault]) -> model.Table:
+def _table(name: str, spec: TableSpec, lines: Lines, faults: list[Fault]) -> model.Table:
     at = ("tables", name)
-    columns: dict[str, model.Column] = {}
-    known = set() if spec.source is None else {spec.source.table, *spec.source.satellites}
+    source = None if spec.source is None else _source(spec.source, (*at, "source"), spec.key, lines, faults)
     default_family = Family.CONTROL if spec.lane is LaneName.HIGH else Family.CONTENT
-    for column_name, column in spec.columns.items():
-        here = (*at, "columns", column_name)
-        derived = column.source.startswith((model.HANDLER_PREFIX, model.SIGNAL_PREFIX))
-        if not derived and column.source.split(".")[0] not in known:
-            faults.append(
-                lines.fault(f"comes from {column.source!r}, but this table's source has only {sorted(known)}", *here)
-            )
-        if (column.type is ValueType.VECTOR) != (column.dims > 0):
-            faults.append(lines.fault("a vector needs `dims`, and only a vector has them", *here))
-        if column.values and column.type is not ValueType.STRING:
-            faults.append(lines.fault("only a string column can have `values`", *here))
-        family = column.family or (Family.DERIVED if derived else default_family)
-        if family in (Family.META, Family.SERVABLE):
-            faults.append(lines.fault(f"family {family.value!r} is the pipeline's own", *here))
-        columns[column_name] = model.Column(
-            table=name,
-            name=column_name,
-            type=column.type,
-            family=family,
-            source=column.source,
-            line=lines.of(*here),
-            dims=column.dims,
-            values=column.values,
-            max_bytes=column.max_bytes,
-        )
+    columns = {
+        column_name: _column(name, column_name, column, source, default_family, lines, faults)
+        for column_name, column in spec.columns.items()
+    }
+    lists = {c.name for c in columns.values() if c.type in ELEMENT_OF}
     return model.Table(
         name=name,
         owner=spec.owner,
         lane=spec.lane,
         key_type=ValueType(spec.key),
         columns=columns,
-        references=tuple(model.Reference(name, target, column) for target, column in spec.references.items()),
-        source=None
-        if spec.source is None
-        else model.Source(spec.source.table, spec.source.key, dict(spec.source.satellites)),
+        references=tuple(
+            model.Reference(name, target, column, column in lists) for target, column in spec.references.items()
+        ),
+        source=source,
         line=lines.of(*at),
         root=spec.root,
         freshness_s=spec.freshness_s,
     )
+
+
+def _source(spec: SourceSpec, at: tuple[str, ...], key_type: str, lines: Lines, faults: list[Fault]) -> model.Source:
+    def joined(key: Key, *where: str) -> str:
+        columns = (key,) if isinstance(key, str) else key
+        if len(columns) != main:
+            faults.append(lines.fault(f"the entity's key has {main} columns, this one {len(columns)}", *at, *where))
+        if any(not column or SEPARATOR in column for column in columns) or len(set(columns)) < len(columns):
+            faults.append(lines.fault(f"{key!r} is not a key: name one column, or a list of several", *at, *where))
+        return SEPARATOR.join(columns)
+
+    main = 1 if isinstance(spec.key, str) else len(spec.key)
+    if main > 1 and key_type != ValueType.STRING:
+        faults.append(lines.fault("a key of several columns makes row keys of text; give the table `key: string`", *at))
+    return model.Source(
+        spec.table,
+        joined(spec.key, "key"),
+        {table: joined(key, "satellites", table) for table, key in spec.satellites.items()},
+        {table: joined(key, "collections", table) for table, key in spec.collections.items()},
+    )
+
+
+def _column(
+    table: str,
+    name: str,
+    spec: ColumnSpec,
+    source: model.Source | None,
+    default_family: Family,
+    lines: Lines,
+    faults: list[Fault],
+) -> model.Column:
+    here = ("tables", table, "columns", name)
+    if (spec.source is None) == (spec.derive is None):
+        text = "'from' is missing, or `derive`" if spec.source is None else "has both `from` and `derive`; keep one"
+        faults.append(lines.fault(text, *here))
+    came_from = spec.source or f"{model.HANDLER_PREFIX}{table}.{name}"
+    derived = came_from.startswith((model.HANDLER_PREFIX, model.SIGNAL_PREFIX))
+    known = {} if source is None else source.tables()
+    if not derived and came_from.split(".")[0] not in known:
+        faults.append(lines.fault(f"comes from {came_from!r}, but this table's source has only {sorted(known)}", *here))
+    collected = source is not None and not derived and came_from.split(".")[0] in source.collections
+    if collected and spec.type not in ELEMENT_OF:
+        lists = [kind.value for kind in ELEMENT_OF]
+        faults.append(lines.fault(f"comes from a collection, so its type is one of {lists}", *here))
+    if (spec.type is ValueType.VECTOR) != (spec.dims > 0):
+        faults.append(lines.fault("a vector needs `dims`, and only a vector has them", *here))
+    if spec.values and spec.type is not ValueType.STRING:
+        faults.append(lines.fault("only a string column can have `values`", *here))
+    if spec.scale != 1 and spec.type is not ValueType.INT:
+        faults.append(lines.fault("only an int column can have a `scale`", *here, "scale"))
+    if spec.split is not None and (spec.type is not ValueType.STRING_LIST or collected):
+        faults.append(lines.fault("only a list<string> of a single row can be `split`", *here, "split"))
+    if derived and spec.derive is None and (spec.default is not None or spec.scale != 1 or spec.split):
+        text = "`default`, `scale` and `split` are for columns of the ads DB; a handler or signal sends final values"
+        faults.append(lines.fault(text, *here))
+    family = spec.family or (Family.DERIVED if derived else default_family)
+    if family in (Family.META, Family.SERVABLE):
+        faults.append(lines.fault(f"family {family.value!r} is the pipeline's own", *here))
+    column = model.Column(
+        table=table,
+        name=name,
+        type=spec.type,
+        family=family,
+        source=came_from,
+        line=lines.of(*here),
+        dims=spec.dims,
+        values=spec.values,
+        max_bytes=spec.max_bytes,
+        scale=spec.scale,
+        split=spec.split,
+        derivation=None if spec.derive is None else _derive.parse(table, spec.derive, here, lines, faults),
+    )
+    if spec.default is None:
+        return column
+    try:
+        return replace(column, default=check(replace(column, scale=1), spec.default))
+    except InvalidValue as error:
+        faults.append(lines.fault(f"`default` does not fit: {error}", *here, "default"))
+        return column
 
 
 def _check_references(tables: dict[str, model.Table], lines: Lines, faults: list[Fault]) -> None:
@@ -215,14 +218,20 @@ def _check_references(tables: dict[str, model.Table], lines: Lines, faults: list
                 faults.append(lines.fault(f"refers by unknown column {reference.column!r}", *here))
             elif column.source_table is None:
                 faults.append(lines.fault(f"refers by {column.ref}, which does not come from the ads DB", *here))
-            elif reference.target in tables and column.type is not tables[reference.target].key_type:
+            elif reference.target in tables and column.element().type is not tables[reference.target].key_type:
                 key_type = tables[reference.target].key_type.value
                 faults.append(
                     lines.fault(f"refers by {column.ref} ({column.type.value}), but the key is {key_type}", *here)
                 )
-        if table.source is not None and table.source.table in table.source.satellites:
-            text = f"{table.source.table!r} is the main table and a satellite of it"
-            faults.append(lines.fault(text, "tables", table.name, "source", "satellites"))
+        if table.source is not None:
+            for kind in ("satellites", "collections"):
+                of_kind = getattr(table.source, kind)
+                if table.source.table in of_kind:
+                    text = f"{table.source.table!r} is the main table and among the {kind} of it"
+                    faults.append(lines.fault(text, "tables", table.name, "source", kind))
+            for both in sorted(table.source.satellites.keys() & table.source.collections.keys()):
+                text = f"{both!r} is a satellite and a collection; keep one"
+                faults.append(lines.fault(text, "tables", table.name, "source", "collections", both))
         for source_table in table.source.tables() if table.source else ():
             if source_table in owners:
                 faults.append(
@@ -253,7 +262,7 @@ def _check_cycle(start: str, tables: dict[str, model.Table], lines: Lines, fault
 
 
 def _fields(
-    spec: _CatalogSpec, tables: dict[str, model.Table], lines: Lines, faults: list[Fault]
+    spec: CatalogSpec, tables: dict[str, model.Table], gathered: frozenset[str], lines: Lines, faults: list[Fault]
 ) -> dict[str, model.Field]:
     fields: dict[str, model.Field] = {}
     for name, declared in spec.fields.items():
@@ -262,23 +271,37 @@ def _fields(
         if table not in tables or column not in tables[table].columns:
             faults.append(lines.fault(f"comes from unknown column {declared.source!r}", *here, "from"))
             continue
-        source = tables[table].columns[column]
-        fitting = _FITTING.get(declared.index)
-        if fitting is not None and source.type not in fitting:
+        made = model.Field(
+            name,
+            tables[table].columns[column],
+            declared.index,
+            lines.of(*here),
+            declared.critical,
+            declared.coverage,
+            table in gathered,
+        )
+        if made.gathered and made.type not in ELEMENT_OF:
+            text = f"a document joins many rows of {table!r}, and values of type {made.type.value} cannot be in a list"
+            faults.append(lines.fault(text, *here, "from"))
+        fitting = _FITTING.get(made.index)
+        if fitting is not None and made.type not in fitting:
             faults.append(
                 lines.fault(
-                    f"index {declared.index.value!r} takes {sorted(t.value for t in fitting)}, "
-                    f"but {declared.source} is {source.type.value}",
+                    f"index {made.index.value!r} takes {sorted(t.value for t in fitting)}, "
+                    f"but {declared.source} is {made.type.value}",
                     *here,
                     "index",
                 )
             )
-        fields[name] = model.Field(name, source, declared.index, lines.of(*here), declared.critical, declared.coverage)
+        fields[name] = made
     return fields
 
 
-def _check_serving(spec: _ServingSpec, fields: dict[str, model.Field], lines: Lines, faults: list[Fault]) -> None:
+def _check_serving(spec: ServingSpec, fields: dict[str, model.Field], lines: Lines, faults: list[Fault]) -> None:
+    if spec.bid is not None and spec.score is not None:
+        faults.append(lines.fault("has both `bid` and `score`; documents are ranked by one", "serving", "score"))
     wanted = {"bid": Destination.NUMERIC, "starts": Destination.NUMERIC, "ends": Destination.NUMERIC,
+              "score": Destination.NUMERIC,
               "price": Destination.NUMERIC, "quality": Destination.NUMERIC, "text": Destination.TEXT,
               "vector": Destination.VECTOR, "targeting": Destination.TARGETING, "budget_key": Destination.TERM,
               "currency": Destination.TERM}  # fmt: skip
@@ -293,7 +316,16 @@ def _check_serving(spec: _ServingSpec, fields: dict[str, model.Field], lines: Li
 
 
 def _check_joins(catalog: model.Catalog, lines: Lines, faults: list[Fault]) -> None:
-    reachable = {catalog.root, catalog.document_table, *catalog.join_path(catalog.root)}
+    path = catalog.join_path(catalog.root)
+    for reference in catalog.references():
+        taken = path.get(reference.target)
+        if taken is not None and taken != reference and reference.table in {catalog.root, *path}:
+            text = (
+                f"{reference.target!r} is joined over {taken.table!r} already, and a document has one way to a table; "
+                "leave out the reference that is not meant"
+            )
+            faults.append(lines.fault(text, "tables", reference.table, "references", reference.target))
+    reachable = {catalog.root, catalog.document_table, *path}
     faults += [
         lines.fault(
             f"{field.column.ref} cannot be joined: {catalog.root!r} leads only to {sorted(reachable)}",

@@ -3,63 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
+
+from catalog.keys import key_columns
+from catalog.kinds import (
+    ELEMENT_OF,
+    LIST_OF,
+    Destination,
+    Family,
+    LaneName,
+    Message,
+    Operation,
+    Scalar,
+    ValueType,
+)
 
 HANDLER_PREFIX = "handler:"
 SIGNAL_PREFIX = "signal:"
 
 
-class ValueType(StrEnum):
-    """Types of columns and fields."""
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """How a column is derived from others; `refs` are its inputs, "table.column"."""
 
-    STRING = "string"
-    INT = "int"
-    FLOAT = "float"
-    BOOL = "bool"
-    BYTES = "bytes"
-    TIME = "time"
-    """Microseconds since the Unix epoch, UTC."""
-    JSON = "json"
-    """Text that the consuming handler parses and judges."""
-    STRING_LIST = "list<string>"
-    INT_LIST = "list<int>"
-    VECTOR = "vector"
-    """Little-endian float32 array of the declared number of dimensions, as bytes."""
-
-
-class Family(StrEnum):
-    """Column families: what is read together is kept together."""
-
-    CONTROL = "control"
-    CONTENT = "content"
-    DERIVED = "derived"
-    SERVABLE = "servable"
-    META = "meta"
-
-
-class LaneName(StrEnum):
-    """Priority classes."""
-
-    HIGH = "high"
-    MEDIUM = "medium"
-    LOW = "low"
-
-
-class Destination(StrEnum):
-    """Where a document field goes in Manas besides the forward index."""
-
-    FORWARD = "forward"
-    TERM = "term"
-    """Exact values in the inverted index."""
-    TEXT = "text"
-    """Normalised terms in the inverted index; the value is a list<string> of terms."""
-    NUMERIC = "numeric"
-    """Range filters."""
-    VECTOR = "vector"
-    """Nearest neighbours."""
-    TARGETING = "targeting"
-    """Targeting terms: matched against the request's dimensions."""
+    operation: Operation
+    refs: tuple[str, ...]
+    parts: tuple[str, ...] = ()
+    """Of a format: the texts around the inputs, one more than those."""
+    constant: Scalar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +46,17 @@ class Column:
     dims: int = 0
     values: tuple[str, ...] = ()
     max_bytes: int = 65_536
+    default: Scalar | None = None
+    """Taken where the source has null."""
+    scale: int = 1
+    """The source's exact number times this is the value: 1000000 makes DECIMAL money into micros."""
+    split: str | None = None
+    """Text of the source is cut here into a list, as MySQL gives a SET."""
+    derivation: Derivation | None = None
+
+    def element(self) -> Column:
+        """Return the column as one value of its list is checked."""
+        return replace(self, type=ELEMENT_OF.get(self.type, self.type), default=None, split=None)
 
     @property
     def ref(self) -> str:
@@ -109,24 +91,38 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a table's entities are in the ads DB: the main table with its key, and 1:1 satellites by their key."""
+    """Where a table's entities are in the ads DB: the main table with its key, satellites and collections by theirs.
+
+    A satellite has at most one row per entity, a collection any number: its columns are lists. A key of several columns
+    is written with commas (`catalog.keys`).
+    """
 
     table: str
     key: str
     satellites: Mapping[str, str] = field(default_factory=dict)
+    collections: Mapping[str, str] = field(default_factory=dict)
 
     def tables(self) -> dict[str, str]:
-        """Ads DB table -> its column that holds the entity's key."""
-        return {self.table: self.key, **self.satellites}
+        """Ads DB table -> its column (or columns) that hold the entity's key."""
+        return {self.table: self.key, **self.satellites, **self.collections}
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """Columns of the main table's key."""
+        return key_columns(self.key)
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Rows of `table` point to a row of `target` by `column`; `index_table` turns that round into a prefix scan."""
+    """Rows of `table` point to a row of `target` by `column`; `index_table` turns that round into a prefix scan.
+
+    `many`: the column is a list, and a row points to a row of `target` for each of its values.
+    """
 
     table: str
     target: str
     column: str
+    many: bool = False
 
     @property
     def index_table(self) -> str:
@@ -162,11 +158,13 @@ class Field:
     critical: bool = False
     coverage: float = 0.0
     """Share of documents that must have it before a base index may ship, 0..1."""
+    gathered: bool = False
+    """The document joins many rows of the column's table, and has the list of their values."""
 
     @property
     def type(self) -> ValueType:
         """Type of the value in the document."""
-        return self.column.type
+        return LIST_OF.get(self.column.type, self.column.type) if self.gathered else self.column.type
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +179,14 @@ class Dimension:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """Which fields play which part in Manas."""
+    """Which fields play which part in Manas; a part that nobody plays puts no condition and adds nothing to scores."""
 
-    bid: str
-    starts: str
-    ends: str
-    budget_key: str
+    bid: str | None = None
+    score: str | None = None
+    """Instead of a bid: a number that ranks documents as it is. With neither, every document has 1."""
+    starts: str | None = None
+    ends: str | None = None
+    budget_key: str | None = None
     """Field whose value names the budget (a campaign) that the document spends from."""
     quality: str | None = None
     price: str | None = None
@@ -195,6 +195,30 @@ class Serving:
     vector: str | None = None
     targeting: str | None = None
     diversity: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Entities of one table that the Gateway also publishes to a topic of the stream's own, one record per change.
+
+    The topic, read by key, has exactly the entities that `where` lets in: one that does not match, or no longer, is
+    published as deleted.
+    """
+
+    name: str
+    table: str
+    topic: str
+    columns: Mapping[str, str]
+    """Name in the message -> column of the table."""
+    where: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
+    """Column -> values of which it must have one."""
+    required: tuple[str, ...] = ()
+    """Columns without which (null, or not what they must be) an entity is published as deleted."""
+    message: Message = Message.ENTITY
+    lane: LaneName | None = None
+    """None: the table's lane, low for backfill."""
+    partitions: int = 1
+    line: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +235,10 @@ class Catalog:
     serving: Serving
     fingerprint: str
     """Hash of the file: says with which declarations something was built."""
+    handlers: tuple[str, ...] = ()
+    """Python packages whose handlers run; none are needed where every column is plain or derived in the catalogue."""
+    streams: Mapping[str, Stream] = field(default_factory=dict)
+    """What the Gateway publishes besides the updates that feed the Repo."""
 
     def column(self, ref: str) -> Column:
         """Return the column named "table.column". Raises KeyError."""
@@ -236,14 +264,11 @@ class Catalog:
 
     def join_path(self, root: str) -> dict[str, Reference]:
         """Tables that a row of `root` joins with, parents in breadth-first order -> the reference that leads there."""
-        path: dict[str, Reference] = {}
-        queue = [root]
-        while queue:
-            for reference in self.tables[queue.pop(0)].references:
-                if reference.target not in path and reference.target != root:
-                    path[reference.target] = reference
-                    queue.append(reference.target)
-        return path
+        return join_path(self.tables, root)
+
+    def gathered(self, root: str) -> frozenset[str]:
+        """Return the tables of which a row of `root` joins any number of rows."""
+        return gathered_tables(self.tables, root)
 
     def repo_tables(self) -> list[tuple[str, tuple[str, ...]]]:
         """(table, families) of every Repo table, index tables included."""
@@ -261,6 +286,33 @@ class Catalog:
             for t in self.tables.values()
         ]
         return tables + [(r.index_table, (Family.META.value,)) for r in self.references()]
+
+
+def join_path(tables: Mapping[str, Table], root: str) -> dict[str, Reference]:
+    """Tables that a row of `root` joins with, parents in breadth-first order -> the reference that leads there."""
+    path: dict[str, Reference] = {}
+    queue = [root]
+    while queue:
+        for reference in tables[queue.pop(0)].references:
+            if reference.target not in path and reference.target != root:
+                path[reference.target] = reference
+                queue.append(reference.target)
+    return path
+
+
+def gathered_tables(tables: Mapping[str, Table], root: str) -> frozenset[str]:
+    """Return the tables that a row of `root` joins over a reference that is a list, directly or further down."""
+    many: set[str] = set()
+    for table, reference in join_path(tables, root).items():  # parents come first
+        if reference.many or reference.table in many:
+            many.add(table)
+    return frozenset(many)
+
+
+def joined_type(catalog: Catalog, root: str, ref: str) -> ValueType:
+    """Return the type that "table.column" has where a row of `root` reads it: of many joined rows it reads a list."""
+    column = catalog.column(ref)
+    return LIST_OF.get(column.type, column.type) if column.table in catalog.gathered(root) else column.type
 
 
 # Cells that the pipeline itself keeps on rows; no handler watches them, so they never cause a notification.

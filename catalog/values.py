@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from catalog._exceptions import InvalidValue
-from catalog.model import Column, ValueType
+from catalog.kinds import ValueType
+from catalog.model import Column
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -23,6 +26,7 @@ _TIMES = tuple((t.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND for t in (dateti
 """Years 1 to 9999: what `datetime_of` and every database can show."""
 _SHOWN = 60
 """Characters of a refused value that an error quotes: the value may have megabytes."""
+_UTF8_BYTES = 4  # of one character at most
 _INT64 = (-(1 << 63), (1 << 63) - 1)
 _INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
 
@@ -51,7 +55,8 @@ def datetime_of(micros: int) -> datetime:
 def check(column: Column, value: Any) -> Any:
     """Return `value` as the column's type, converting only what loses nothing. Raises InvalidValue.
 
-    Accepts what databases and JSON give: text as bytes, whole floats for int, 0/1 for bool, ISO text for times.
+    Accepts what databases and JSON give: text as bytes, whole floats and decimals for int, 0/1 for bool, ISO text and
+    dates for times, decimals as their exact text for string.
     `max_bytes` bounds text and bytes, and lists by their encoded size.
     """
     if value is None:
@@ -65,6 +70,70 @@ def check(column: Column, value: Any) -> Any:
     if column.values and checked not in column.values:
         raise InvalidValue(column.ref, "value_not_allowed", f"{_quote(checked)} is none of {', '.join(column.values)}")
     return checked
+
+
+def check_source(column: Column, value: Any) -> Any:
+    """Return what the ads DB holds as the column's value: `check`, after `scale` and `split`. Raises InvalidValue."""
+    if value is None:
+        return column.default
+    if column.scale != 1:
+        value = _scaled(column, value)
+    if column.split is not None and isinstance(value, str | bytes):
+        value = _split(column, value)
+    return check(column, value)
+
+
+def source_encoder(column: Column) -> Callable[[Any], bytes]:
+    """Return a function from what the ads DB holds to the encoded value: `check_source` and `encode`, b"" for null.
+
+    Plain numbers and text, which are most of all values, need none of the questions that `check` asks. The function
+    raises InvalidValue.
+    """
+
+    def carefully(value: Any) -> bytes:
+        checked = check_source(column, value)
+        return b"" if checked is None else encode(checked)
+
+    lowest, highest = _INT64
+    longest, allowed = column.max_bytes // _UTF8_BYTES, frozenset(column.values)
+
+    def whole_number(value: Any) -> bytes:
+        return encode(value) if type(value) is int and lowest <= value <= highest else carefully(value)
+
+    def text(value: Any) -> bytes:
+        if type(value) is str and len(value) <= longest and (not allowed or value in allowed):
+            try:
+                return encode(value)
+            except UnicodeEncodeError:  # a lone surrogate
+                return carefully(value)
+        return carefully(value)
+
+    if column.scale != 1 or column.split is not None:
+        return carefully
+    if column.type is ValueType.INT and not allowed:
+        return whole_number
+    return text if column.type is ValueType.STRING else carefully
+
+
+def _scaled(column: Column, value: Any) -> int:
+    """Return an exact number times the column's scale. Floats count as the shortest text that names them."""
+    try:
+        number = Decimal(value.decode() if isinstance(value, bytes) else str(value)) * column.scale
+        if number != (whole := number.to_integral_value()):
+            raise InvalidValue(
+                column.ref, "out_of_range", f"{_quote(value)} times {column.scale} is not a whole number"
+            )
+        return int(whole)
+    except (ArithmeticError, UnicodeDecodeError):
+        raise InvalidValue(column.ref, "bad_type", f"expected a number, got {_quote(value)}") from None
+
+
+def _split(column: Column, value: str | bytes) -> list[str]:
+    try:
+        text = value if isinstance(value, str) else value.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidValue(column.ref, "invalid_utf8", f"not UTF-8 at byte {error.start}: {value[:40]!r}") from None
+    return text.split(column.split) if text else []
 
 
 def _size_of(column: Column, checked: Any) -> int:
@@ -86,6 +155,8 @@ def _quote(value: Any) -> str:
 
 def _check_type(column: Column, value: Any) -> Any:
     kind = column.type
+    if isinstance(value, Decimal):
+        value = _undecimal(column, value)
     if isinstance(value, int) and value.bit_length() > 1_000:  # before anything tries to show or to convert it
         raise InvalidValue(column.ref, "out_of_range", f"a number of {value.bit_length()} bits")
     if isinstance(value, bytes | bytearray | memoryview) and kind not in (ValueType.BYTES, ValueType.VECTOR):
@@ -139,6 +210,17 @@ def _check_type(column: Column, value: Any) -> Any:
     raise InvalidValue(column.ref, "bad_type", f"expected {kind.value}, got {type(value).__name__} {_quote(value)}")
 
 
+def _undecimal(column: Column, value: Decimal) -> int | float | str:
+    """Return a DECIMAL as what the column's type takes; text keeps every digit."""
+    if not value.is_finite():
+        raise InvalidValue(column.ref, "out_of_range", f"{value} is not a finite number")
+    if column.type is ValueType.FLOAT:
+        return float(value)
+    if column.type is ValueType.STRING or value.adjusted() > 40:
+        return format(value, "f")
+    return int(value) if value == value.to_integral_value() else format(value, "f")
+
+
 def _within(column: Column, value: int, bounds: tuple[int, ...], what: str) -> int:
     if bounds[0] <= value <= bounds[1]:
         return value
@@ -149,6 +231,8 @@ def _time_of(column: Column, value: Any) -> int:
     if isinstance(value, str):
         with contextlib.suppress(ValueError):  # text that is no time is refused below
             value = datetime.fromisoformat(value)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
     if isinstance(value, datetime):
         value = micros_of(value)
     if isinstance(value, int) and not isinstance(value, bool):

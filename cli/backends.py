@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from catalog import Catalog
 from cli.runtime import open_catalog, open_log, open_repo
 from cli.serving import HomeServing
+from cli.settings import EMBEDDED, Settings
 from debug_ui.backends import Backends
 from gateway import AdsDb
 from messaging.home import Home
 
 
 def open_ads_db(home: Home, catalog: Catalog) -> AdsDb:
-    """Open the ads DB of a home, its tables and its change capture made."""
-    ads_db = AdsDb.open(home.ads_db)
+    """Open the ads DB that the home's settings name, its change capture made. Raises SettingsError, GatewayError."""
+    chosen = Settings.load(home).ads_db
+    ads_db = AdsDb.open(home.ads_db if chosen == EMBEDDED else chosen)
     ads_db.ensure_capture(catalog)
     return ads_db
 

@@ -10,6 +10,8 @@ def known_errors() -> tuple[type[Exception], ...]:
     from benchmarks import BenchmarkError
     from catalog import CatalogError
     from cli.runtime import CommandError
+    from cli.settings import SettingsError
+    from compose import StackError
     from debug_ui import DebugUIError
     from gateway import GatewayError
     from manas import ManasError
@@ -19,5 +21,5 @@ def known_errors() -> tuple[type[Exception], ...]:
 
     return (
         ArgusError, BatchError, BenchmarkError, CatalogError, CommandError, DebugUIError,
-        GatewayError, ManasError, MessagingError, RepoError, UpdaterError,
+        GatewayError, ManasError, MessagingError, RepoError, SettingsError, StackError, UpdaterError,
     )  # fmt: skip

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from debug_ui.backends import Backends
+from gateway import feed_lag
 from messaging.api import Log
 from messaging.topics import (
     ARGUS_GROUP,
     BUDGETS,
-    CHANGE_FEED,
     DELTAS,
-    GATEWAY_GROUP,
     LANES,
     NOTIFICATIONS,
     REPO_FEED,
@@ -41,10 +40,9 @@ def outstanding(backends: Backends, served: Mapping[str, Mapping[Any, int]]) -> 
     """Count what waits, upstream first. `served` has Manas' positions: topic -> partition -> next offset."""
     log, repo = backends.log, backends.repo
     waiting: dict[str, int] = {}
-    end_of_feed = backends.ads_db.last_change()
-    marks = [end_of_feed]
-    position = log.committed(GATEWAY_GROUP, CHANGE_FEED).get(0, 0)
-    waiting["ads_db"] = max(0, end_of_feed - max(0, position - 1))
+    feed = feed_lag(backends.ads_db, log)
+    marks = [feed.end]
+    waiting["ads_db"] = feed.waiting
     for topic in (*(UPDATES[lane] for lane in LANES), SIGNALS):
         waiting[topic] = _lag(log, UPDATER_GROUP, topic, marks)
     last = repo.last_commit_ts()

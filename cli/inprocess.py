@@ -15,6 +15,7 @@ from catalog import Catalog
 from cli.backends import close_backends, open_backends
 from cli.idle import IdleWatch, Outstanding, outstanding
 from cli.runtime import CommandError, open_log, process_file
+from cli.settings import stage_settings
 from cli.stages import STAGES
 from debug_ui.backends import Backends
 from messaging.home import Home
@@ -74,7 +75,7 @@ class InProcess:
             stop=threading.Event(),
             ready=on_ready,
             code_version="in-process",
-            settings={},
+            settings=stage_settings(self.home),
         )
 
         def work() -> None:

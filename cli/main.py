@@ -10,6 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from cli.runtime import CommandError, open_catalog
+from cli.stack import stack_app
+from cli.switches import report_app, switch_app
+from cli.topics import topics_app
 from messaging.home import Home
 
 app = typer.Typer(
@@ -23,6 +26,10 @@ workflow_app = typer.Typer(no_args_is_help=True, help="Batch work: base index, r
 app.add_typer(workflow_app, name="workflow")
 why_app = typer.Typer(no_args_is_help=True, help="Say why something does not serve, stopping at the first cause.")
 app.add_typer(why_app, name="why")
+app.add_typer(stack_app, name="stack")
+app.add_typer(topics_app, name="topics")
+app.add_typer(switch_app, name="switch")
+app.add_typer(report_app, name="report")
 
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Where this installation keeps its state.", envvar="ADSINDEX_HOME")
@@ -40,13 +47,19 @@ def up(
     as_json: JsonOption = False,
     argus_workers: Annotated[int, typer.Option(min=1, max=8, help="Argus processes.")] = 1,
     catalog: Annotated[Path | None, typer.Option(help="Catalogue file; remembered for this home.")] = None,
+    ads_db: Annotated[
+        str | None, typer.Option("--ads-db", help="mysql+pymysql://…, sqlite:///… or embedded; remembered.")
+    ] = None,
+    log: Annotated[
+        str | None, typer.Option("--log", help="kafka://HOST:PORT[/PREFIX] or embedded; remembered.")
+    ] = None,
 ) -> None:
     """Start every stage as a supervised process, show progress and the page's address."""
     from cli.up import run_up
 
     run_up(
         Home.open(home), sample=sample, seed=seed, port=port, until_idle=until_idle, as_json=as_json,
-        argus_workers=argus_workers, catalog_file=catalog,
+        argus_workers=argus_workers, catalog_file=catalog, ads_db=ads_db, log=log,
     )  # fmt: skip
 
 
@@ -227,14 +240,15 @@ def workflow_list() -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="pipeline")],
+    name: Annotated[str, typer.Argument(help="pipeline, cdc")],
     as_json: JsonOption = False,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: does it run, not how fast is it.")] = False,
+    stack: Annotated[bool, typer.Option("--stack", help="pipeline: over MariaDB and Kafka, started for it.")] = False,
 ) -> None:
     """Run a benchmark: ours beside what a user could pick instead, on the same data in the same run."""
     from benchmarks import run_benchmark
 
-    result = run_benchmark(name, quick=quick)
+    result = run_benchmark(name, quick=quick, stack=stack)
     if as_json:
         _print_json(result)
     else:

@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 
 from catalog import Catalog, DependencyGraph, load_catalog
-from messaging import Log, open_embedded_log
+from cli.settings import EMBEDDED, Settings
+from messaging import Log, LogError, open_embedded_log
 from messaging.home import Home
 from messaging.topics import ensure_topics
 from storage_repo import Repo, RepoSchema
@@ -54,9 +55,22 @@ def open_catalog(home: Home, explicit: Path | None = None) -> Catalog:
 
 
 def open_log(home: Home) -> Log:
-    """Open the message log of a home, its topics made."""
-    log = open_embedded_log(home.log, home.wake)
-    ensure_topics(log)
+    """Open the message log of a home, its topics made (embedded) or checked (Kafka).
+
+    Raises SettingsError, LogUnavailable, and UnknownTopic naming `topics apply`.
+    """
+    url = Settings.load(home).log
+    if url == EMBEDDED:
+        log = open_embedded_log(home.log, home.wake)
+    else:
+        from messaging.kafka import open_kafka_log  # kafka-python takes a second to import
+
+        log = open_kafka_log(url, create_topics=False)
+    try:
+        ensure_topics(log)
+    except LogError:
+        log.close()
+        raise
     return log
 
 

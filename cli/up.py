@@ -18,11 +18,14 @@ from rich.text import Text
 
 from cli.backends import close_backends, open_backends
 from cli.idle import IdleWatch, Outstanding, outstanding
-from cli.runtime import open_catalog, process_file
+from cli.runtime import CommandError, open_catalog, process_file
+from cli.settings import choose
 from cli.supervisor import Managed, Supervisor, plan
 from cli.worker import configure_logging
 from debug_ui.backends import Backends
+from gateway import AdsDbUnavailable
 from manas import ManasError
+from messaging import LogUnavailable
 from messaging.home import Home
 from messaging.metrics import read_metrics
 
@@ -53,6 +56,8 @@ def run_up(
     as_json: bool,
     argus_workers: int,
     catalog_file: Path | None,
+    ads_db: str | None = None,
+    log: str | None = None,
 ) -> None:
     """Bring the service up on a home; return when idle (`until_idle`) or when told to stop."""
     from batch_workflows.sample import generate_sample
@@ -62,6 +67,9 @@ def run_up(
     console = Console(stderr=True)
     configure_logging("warning")
     catalog = open_catalog(home, catalog_file)
+    if (ads_db or log) and process_file(home, "up").read():
+        raise CommandError(f"the service is up on {home.root}; stop it before choosing other backends")
+    choose(home, ads_db=ads_db, log=log)
     with Supervisor(home, plan(argus_workers, [("debug_ui", f"port={port}")])) as supervisor:
         backends = open_backends(home, catalog, server_only=True)
         try:
@@ -115,11 +123,11 @@ def _watch(supervisor: Supervisor, backends: Backends, stop: _Stop, console: Con
             supervisor.tend()
             try:
                 served = backends.serving.stats()
-            except ManasError as error:
-                structlog.get_logger().info("serving_away", error=str(error))
+                state = outstanding(backends, served["positions"])
+            except (ManasError, LogUnavailable, AdsDbUnavailable) as error:  # the stages wait too, or start again
+                structlog.get_logger().info("backend_away", error=str(error))
                 time.sleep(_LOOK_SECONDS)
                 continue
-            state = outstanding(backends, served["positions"])
             line = _progress(state, served)
             if live:
                 live.update(Text(line))

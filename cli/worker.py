@@ -15,6 +15,7 @@ import psutil
 import structlog
 
 from cli.runtime import code_version, die_with_parent, open_catalog, open_log, process_file
+from cli.settings import stage_settings
 from cli.stages import STAGES
 from messaging.home import Home
 from messaging.metrics import StageMetrics
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         stop=stop,
         ready=ready,
         code_version=code_version(),
-        settings=dict(item.split("=", 1) for item in options.set),
+        settings=stage_settings(home) | dict(item.split("=", 1) for item in options.set),
     )
     try:
         STAGES[options.stage](context)

@@ -361,7 +361,7 @@ def _rivals(hits: Sequence[Mapping[str, Any]]) -> list[Fact]:
 
 
 def _bid(search: Search, candidate: Candidate) -> int:
-    return int(_fields(search, candidate).get(search.backends.catalog.serving.bid) or 0)
+    return int(_fields(search, candidate).get(search.backends.catalog.serving.bid or "") or 0)
 
 
 def _quality(search: Search, candidate: Candidate) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections import Counter
@@ -18,16 +17,16 @@ from debug_ui._values import jsonable
 from debug_ui.backends import Backends
 from debug_ui.dead_letters import DeadLetterCount, count_dead_letters
 from debug_ui.views import View
-from gateway import SqliteChangeFeed
+from gateway import feed_lag
 from manas import ManasError, list_bases
 from messaging.api import Log
 from messaging.headers import now_us
 from messaging.home import Home
 from messaging.metrics import Histogram, merged_counters, merged_histograms, read_metrics
+from messaging.switches import DEFAULTS, Switches
 from messaging.topics import (
     ARGUS_GROUP,
     BUDGETS,
-    CHANGE_FEED,
     DEAD_LETTERS,
     DELTAS,
     GATEWAY_GROUP,
@@ -35,6 +34,7 @@ from messaging.topics import (
     NOTIFICATIONS,
     REPO_FEED,
     SIGNALS,
+    SWITCHES,
     UPDATER_GROUP,
     UPDATES,
     WAL_PROXY_GROUP,
@@ -105,6 +105,30 @@ class BaseIndex(View):
     coverage: dict[str, float]
 
 
+class SwitchView(View):
+    """One switch as every process knows it."""
+
+    name: str
+    value: str
+    changed: bool
+    """Whether it is not at its default."""
+    who: str
+    why: str
+    at_us: int
+
+
+def switch_views(log: Log) -> tuple[SwitchView, ...]:
+    """Return every switch. Raises LogError."""
+    if SWITCHES not in log.topics():
+        return ()
+    switches = Switches(log)
+    switches.refresh(force=True)
+    return tuple(
+        SwitchView(name=s.name, value=s.value, changed=s.value != DEFAULTS[s.name], who=s.who, why=s.why, at_us=s.at_us)
+        for s in switches.all()
+    )
+
+
 class PipelineStatus(View):
     """All of it at one moment."""
 
@@ -125,6 +149,8 @@ class PipelineStatus(View):
     dropped: dict[str, int]
     dead_lettered: dict[str, int]
     """By reason, as the stages counted them."""
+    switches: tuple[SwitchView, ...]
+    """Every switch, with who set it, when and why."""
     dead_letters: tuple[DeadLetterCount, ...]
     """By stage and reason, as they lie in the topic."""
     repo: dict[str, int]
@@ -176,6 +202,7 @@ def pipeline_status(backends: Backends) -> PipelineStatus:
         retries=sum(c["retries"] for c in counters.values()),
         dropped=merged_counters(metrics, "dropped"),
         dead_lettered=merged_counters(metrics, "dead_letters"),
+        switches=switch_views(log),
         dead_letters=tuple(letters),
         repo={name: int(value) for name, value in backends.repo.statistics().items()},
         log={name: int(value) for name, value in log.statistics().items()},
@@ -281,18 +308,15 @@ def pipeline_lags(backends: Backends, serving: Mapping[str, Any] | None = None) 
     """
     log = backends.log
     topics = log.topics()
-    with contextlib.closing(SqliteChangeFeed(backends.ads_db, backends.catalog)) as feed:
-        end = feed.end()
-    # The Gateway's stored position is the next one to read; one that never stored anything is at 0.
-    position = max(0, log.committed(GATEWAY_GROUP, CHANGE_FEED).get(0, 0) - 1) if CHANGE_FEED in topics else 0
+    behind = feed_lag(backends.ads_db, log)
     lags = [
         Lag(
             place="ads DB change feed",
             group=GATEWAY_GROUP,
-            waiting=max(0, end - position),
-            end=end,
-            position=position,
-            meaning="changes of the ads DB that the Gateway has not published",
+            waiting=behind.waiting,
+            end=behind.end,
+            position=behind.position,
+            meaning=f"{behind.unit} of the ads DB that the Gateway has not published",
         )
     ]
     for topic in (*UPDATES.values(), SIGNALS):
@@ -392,5 +416,8 @@ def _problems(status: PipelineStatus) -> Iterable[str]:
     if not status.up and not status.idle:
         waiting = sum(lag.waiting for lag in status.lags)
         yield f"nothing runs, and {waiting} units wait; start the pipeline with ./adsindex up --home {status.home}"
+    for switch in status.switches:
+        if switch.changed:
+            yield f"switch {switch.name} is {switch.value}, set by {switch.who}: {switch.why}"
     for letters in status.dead_letters[:5]:
         yield f"{letters.count} dead letters of {letters.stage}: {letters.reason}"

@@ -281,8 +281,10 @@ def _parents(
         target = values.get(reference.column)
         if target is None and column.source_table in raw:
             target = raw[column.source_table].get(column.source_column or "")
-        links = _links(backends, reference.target, [str(target)]) if target is not None else ()
-        relations.append(Relation(kind=reference.target, via=reference.column, count=len(links), links=links))
+        targets = list(dict.fromkeys(target)) if isinstance(target, list) else [] if target is None else [target]
+        links = _links(backends, reference.target, [str(one) for one in targets[:LINKS_SHOWN]])
+        count = len(links) + max(0, len(targets) - LINKS_SHOWN)
+        relations.append(Relation(kind=reference.target, via=reference.column, count=count, links=links))
     return tuple(relations)
 
 

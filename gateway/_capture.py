@@ -11,13 +11,13 @@ key, unless that connection sets `PRAGMA recursive_triggers = ON`.
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from dataclasses import dataclass
 
-from catalog import Catalog, Fault, Table
-from gateway._exceptions import SchemaMismatch
+from catalog import Catalog, Table
+from catalog.keys import ESCAPES, SEPARATOR, key_columns
+from gateway._schema import check_catalog, declarations
 from gateway._sqlite import literal, quoted, transaction
+from gateway.ads_db import CaptureReport
 
 CHANGES = "_adsindex_changes"
 CAPTURE = "_adsindex_capture"
@@ -36,15 +36,6 @@ CREATE TABLE IF NOT EXISTS {CHANGES} (
 );
 CREATE TABLE IF NOT EXISTS {CAPTURE} (repo_table TEXT PRIMARY KEY, declaration TEXT NOT NULL);
 """
-
-
-@dataclass(frozen=True, slots=True)
-class CaptureReport:
-    """What `ensure_capture` had to do; all zero when everything was in place."""
-
-    triggers_created: int = 0
-    triggers_dropped: int = 0
-    rows_enqueued: int = 0
 
 
 def ensure_capture(connection: sqlite3.Connection, catalog: Catalog) -> CaptureReport:
@@ -67,7 +58,7 @@ def ensure_capture(connection: sqlite3.Connection, catalog: Catalog) -> CaptureR
         for name in created:
             connection.execute(wanted[name])
         enqueued = 0
-        declared = _declarations(catalog)
+        declared = declarations(catalog)
         seen = _seen_declarations(connection)
         for table in catalog.entity_tables():
             if seen.get(table.name) != declared[table.name]:
@@ -89,35 +80,19 @@ def enqueue_all(connection: sqlite3.Connection, catalog: Catalog, next_seq: int)
 
 def check_schema(connection: sqlite3.Connection, catalog: Catalog) -> None:
     """Raise SchemaMismatch, every fault with file and line, when the ads DB lacks what the catalogue reads."""
-    faults: list[Fault] = []
-    tables: set[str] = set()
     kinds = {name.lower(): kind for name, kind in connection.execute("SELECT name, type FROM sqlite_master")}
-    for source_table, (table, key) in catalog.source_tables().items():
-        if kinds.get(source_table.lower()) != "table":
-            what = "is a view, which cannot be captured" if source_table.lower() in kinds else "does not exist"
-            text = f"the ads DB table {source_table!r} of {table.name!r} {what}; create it, or correct `source`"
-            faults.append(Fault(catalog.file, table.line, text))
-            tables.add(source_table)
-            continue
-        present = {str(row[1]).lower() for row in connection.execute(f"PRAGMA table_xinfo({quoted(source_table)})")}
-        if key.lower() not in present:
-            text = f"the ads DB table {source_table!r} has no key column {key!r}; correct `source`"
-            faults.append(Fault(catalog.file, table.line, text))
-            tables.add(source_table)
-        for column in table.columns.values():
-            if column.source_table == source_table and str(column.source_column).lower() not in present:
-                text = f"{column.ref}: the ads DB has no column {column.source}; add it, or correct `from`"
-                faults.append(Fault(catalog.file, column.line, text))
-                tables.add(source_table)
-    if faults:
-        raise SchemaMismatch(faults, tables)
+
+    def columns_of(source_table: str) -> set[str]:
+        return {str(row[1]).lower() for row in connection.execute(f"PRAGMA table_xinfo({quoted(source_table)})")}
+
+    check_catalog(catalog, kinds, columns_of)
 
 
 def _in_place(connection: sqlite3.Connection, catalog: Catalog) -> bool:
     present = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not {CHANGES, CAPTURE} <= present:
         return False
-    if _present_triggers(connection) != _triggers(catalog) or _seen_declarations(connection) != _declarations(catalog):
+    if _present_triggers(connection) != _triggers(catalog) or _seen_declarations(connection) != declarations(catalog):
         return False
     check_schema(connection, catalog)
     return True
@@ -135,7 +110,7 @@ def _seen_declarations(connection: sqlite3.Connection) -> dict[str, str]:
 def _triggers(catalog: Catalog) -> dict[str, str]:
     triggers: dict[str, str] = {}
     for source_table, (_, key) in catalog.source_tables().items():
-        column = quoted(key)
+        new, old = (_key_of(key, row) for row in ("NEW", "OLD"))
 
         def log(key_of: str, where: str = "", table: str = literal(source_table)) -> str:
             return (
@@ -143,9 +118,9 @@ def _triggers(catalog: Catalog) -> dict[str, str]:
             )
 
         bodies = {
-            "insert": log(f"NEW.{column}"),
-            "update": log(f"OLD.{column}", f" WHERE OLD.{column} IS NOT NEW.{column}") + " " + log(f"NEW.{column}"),
-            "delete": log(f"OLD.{column}"),
+            "insert": log(new),
+            "update": log(old, f" WHERE {old} IS NOT {new}") + " " + log(new),
+            "delete": log(old),
         }
         for event, body in bodies.items():
             name = f"{_PREFIX}{source_table}_{event}"
@@ -154,27 +129,20 @@ def _triggers(catalog: Catalog) -> dict[str, str]:
     return triggers
 
 
-def _declarations(catalog: Catalog) -> dict[str, str]:
-    """What decides an entity's materialized content; rows are enqueued again when it changes."""
-    return {
-        table.name: json.dumps(
-            [
-                sorted(table.source.tables().items()) if table.source else [],
-                sorted(
-                    (c.cell, c.type.value, c.source, sorted(c.values), c.max_bytes)
-                    for c in table.columns.values()
-                    if c.source_table is not None
-                ),
-            ]
-        )
-        for table in catalog.entity_tables()
-    }
+def _key_of(key: str, row: str) -> str:
+    """Return SQL for what `catalog.keys.join_key` makes of a row's key columns; null if one of them is null."""
+    columns = [f"{row}.{quoted(column)}" for column in key_columns(key)]
+    if len(columns) == 1:
+        return columns[0]
+    for plain, escape in ESCAPES:
+        columns = [f"replace({column}, {literal(plain)}, {literal(escape)})" for column in columns]
+    return f" || {literal(SEPARATOR)} || ".join(columns)
 
 
 def _enqueue(connection: sqlite3.Connection, table: Table) -> int:
     if table.source is None:
         return 0
-    key = f"{quoted(table.source.table)}.{quoted(table.source.key)}"
+    key = _key_of(table.source.key, quoted(table.source.table))
     return connection.execute(
         f"INSERT INTO {CHANGES} (source_table, key, changed_at_us, backfill) "
         f"SELECT {literal(table.source.table)}, {key}, {NOW_US}, 1 FROM {quoted(table.source.table)} ORDER BY {key}"

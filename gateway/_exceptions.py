@@ -3,7 +3,10 @@
 GatewayError              catch this to treat every failure of the ads DB and its capture alike
 ├── AdsDbUnavailable      the ads DB is away, locked or unreadable: back off and try again, nothing is lost
 ├── StatementFailed       a person's SQL is at fault; nothing of it was done
-└── SchemaMismatch        the catalogue names tables or columns that the ads DB does not have; each with file and line
+├── SchemaMismatch        the catalogue names tables or columns that the ads DB does not have; each with file and line
+├── ServerUnsuitable      a MySQL server's settings or rights would lose changes; each fault with the SQL that mends it
+├── PositionLost          the server's binlog no longer reaches back to the stored position; a resync goes on from now
+└── BinlogFormat          bytes in a binlog that cannot be read rightly; with file, offset and what to do
 """
 
 from __future__ import annotations
@@ -31,3 +34,15 @@ class SchemaMismatch(GatewayError):
     def __init__(self, faults: Iterable[Fault], source_tables: Iterable[str]) -> None:
         self.faults, self.source_tables = tuple(faults), frozenset(source_tables)
         super().__init__("\n".join(map(str, self.faults)))
+
+
+class ServerUnsuitable(GatewayError):
+    """Raised when a server's settings or rights would make the Gateway miss changes."""
+
+
+class PositionLost(GatewayError):
+    """Raised when the changes after the stored position cannot be had from the server any more."""
+
+
+class BinlogFormat(GatewayError):
+    """Raised for binlog events that the Gateway does not read: going on would skip changes."""

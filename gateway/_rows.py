@@ -6,10 +6,11 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 
 from catalog import Catalog
+from catalog.keys import join_key, key_columns, split_key
 from gateway import _capture
 from gateway._sqlite import quoted, transaction, translated
-from gateway.ads_db import AdsDb
 from gateway.materialize import RowQuery
+from gateway.sqlite_ads_db import SqliteAdsDb
 
 _IN_LIST = 900
 """Below the 999 parameters that the oldest SQLite allows."""
@@ -18,7 +19,7 @@ _IN_LIST = 900
 class SqliteRowSource:
     """Rows of the SQLite ads DB (implements RowSource). For one thread."""
 
-    def __init__(self, db: AdsDb, catalog: Catalog) -> None:
+    def __init__(self, db: SqliteAdsDb, catalog: Catalog) -> None:
         """Open a connection of its own. Raises AdsDbUnavailable."""
         self._path, self._catalog = db.path, catalog
         self._connection = db.connect()
@@ -32,18 +33,23 @@ class SqliteRowSource:
             for query in queries:
                 # Qualified: SQLite takes a bare "name" that is no column for a string, and sends it as the value.
                 table = quoted(query.source_table)
-                names = ", ".join(f"{table}.{quoted(name)}" for name in (query.key, *query.columns))
-                for start in range(0, len(query.keys), _IN_LIST):
-                    keys = query.keys[start : start + _IN_LIST]
-                    marks = ", ".join("?" * len(keys))
-                    sql = f"SELECT {names} FROM {table} WHERE {table}.{quoted(query.key)} IN ({marks})"
+                columns = key_columns(query.key)
+                width = len(columns)
+                names = ", ".join(f"{table}.{quoted(name)}" for name in (*columns, *query.columns))
+                one = " AND ".join(f"{table}.{quoted(name)} = ?" for name in columns)
+                for start in range(0, len(query.keys), _IN_LIST // width):
+                    keys: Sequence[int | str] = query.keys[start : start + _IN_LIST // width]
+                    where = f"{table}.{quoted(query.key)} IN ({', '.join('?' * len(keys))})"
+                    if width > 1:  # a comparison with a column, unlike one of row values, converts text to its type
+                        where = " OR ".join([f"({one})"] * len(keys))
+                        keys = [part for key in keys for part in split_key(str(key))]
                     try:
-                        cursor = self._connection.execute(sql, keys)
+                        cursor = self._connection.execute(f"SELECT {names} FROM {table} WHERE {where}", keys)
                     except sqlite3.OperationalError:
                         _capture.check_schema(self._connection, self._catalog)  # names what is missing
                         raise
-                    for key, *values in cursor:
-                        yield query, key, values
+                    for row in cursor:
+                        yield query, join_key(row[:width]), row[width:]
 
     def close(self) -> None:
         """Close the connection; safe to call twice."""

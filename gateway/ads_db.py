@@ -1,23 +1,19 @@
-"""The ads DB: opening it, its tables, change capture, and a person's SQL."""
+"""The ads DB: what every implementation offers, and opening the right one by its URL."""
 
 from __future__ import annotations
 
-import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from sqlalchemy import Engine, create_engine, event, inspect
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy import Engine
 
 from catalog import Catalog
-from gateway import _capture, _sqlite
-from gateway._exceptions import AdsDbUnavailable, StatementFailed
-from gateway.models import Base
+from gateway._exceptions import AdsDbUnavailable
 
-_URL = "sqlite:///"
-_OWN_TRANSACTION = ("BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "VACUUM", "ATTACH", "DETACH")
+_SQLITE_URL, _MYSQL_URL = "sqlite:///", "mysql+pymysql://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,120 +26,79 @@ class StatementResult:
     rowcount: int
 
 
-class AdsDb:
-    """The SQLite ads DB. Safe for several threads and processes; applications may write to the file beside it."""
+@dataclass(frozen=True, slots=True)
+class CaptureReport:
+    """What `ensure_capture` had to do; all zero when everything was in place."""
 
-    def __init__(self, path: Path) -> None:
-        """Use the database at `path`; `open` is what creates it."""
-        self.path = path
-        self.engine: Engine = create_engine(
-            "sqlite://", creator=self.connect, poolclass=QueuePool, pool_size=2, max_overflow=8
-        )
-        # Write locks are taken at once: a transaction that begins by reading could not be upgraded beside a writer.
-        event.listen(self.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    triggers_created: int = 0
+    triggers_dropped: int = 0
+    rows_enqueued: int = 0
 
-    @classmethod
-    def open(cls, where: Path | str) -> AdsDb:
-        """Open the ads DB at a path or sqlite:/// URL, creating file and tables if missing. Raises AdsDbUnavailable.
 
-        A database with tables of its own, none of them ours, is taken as it is.
+class AdsDb(ABC):
+    """The ads database. Safe for several threads and processes; applications write to it beside us."""
+
+    name: str
+    """What messages call it: the file, or the URL without its password."""
+    engine: Engine
+    """For writers of many rows through the models; its transactions take locks at once."""
+
+    @staticmethod
+    def open(where: Path | str) -> AdsDb:
+        """Open the ads DB at a path, sqlite:/// or mysql+pymysql:// URL, creating its tables if it is empty.
+
+        A database with tables of its own, none of them ours, is taken as it is. Raises AdsDbUnavailable.
         """
+        from gateway.mysql_ads_db import MysqlAdsDb
+        from gateway.sqlite_ads_db import SqliteAdsDb
+
         text = str(where)
-        if "://" in text and not text.startswith(_URL):
-            raise AdsDbUnavailable(f"ads DB {text!r}: only SQLite can be opened here; give a path or {_URL}PATH")
-        db = cls(Path(text.removeprefix(_URL)).expanduser().absolute())
-        try:
-            tables = {t for t in inspect(db.engine).get_table_names() if not t.startswith("_")}
-            if not tables or tables & set(Base.metadata.tables):
-                Base.metadata.create_all(db.engine)
-        except DBAPIError as error:
-            db.close()
-            raise AdsDbUnavailable(f"ads DB {db.path}: {error.orig}; check that it is an SQLite file") from error
-        except AdsDbUnavailable:
-            db.close()
-            raise
-        return db
+        if text.startswith(_MYSQL_URL):
+            return MysqlAdsDb.at(text)
+        if "://" in text and not text.startswith(_SQLITE_URL):
+            scheme = text.partition("://")[0]
+            raise AdsDbUnavailable(
+                f"ads DB {scheme}://…: only SQLite and MySQL can be opened here; give a path, {_SQLITE_URL}PATH or "
+                f"{_MYSQL_URL}USER:PASSWORD@HOST:PORT/DATABASE"
+            )
+        return SqliteAdsDb.at(Path(text.removeprefix(_SQLITE_URL)).expanduser().absolute())
 
-    def connect(self) -> sqlite3.Connection:
-        """Open an autocommit connection that gives text that is not UTF-8 as bytes. Raises AdsDbUnavailable."""
-        connection = _sqlite.connect(self.path)
-        connection.text_factory = _sqlite.text_or_bytes
-        return connection
+    @abstractmethod
+    def ensure_capture(self, catalog: Catalog) -> CaptureReport:
+        """Make sure that changes of the catalogue's tables can be followed; cheap when all is in place already.
 
-    def ensure_capture(self, catalog: Catalog) -> _capture.CaptureReport:
-        """Install change capture for the catalogue's tables; cheap when it is in place already.
-
-        Rows from before capture, or from before a column was declared, are enqueued in the same transaction.
-        Raises SchemaMismatch with the catalogue's lines, AdsDbUnavailable.
+        Raises SchemaMismatch with the catalogue's lines, ServerUnsuitable, AdsDbUnavailable.
         """
-        connection = _sqlite.connect(self.path)
-        try:
-            with _sqlite.translated(self.path):
-                return _capture.ensure_capture(connection, catalog)
-        finally:
-            connection.close()
 
+    @abstractmethod
     def execute(self, sql: str) -> list[StatementResult]:
         """Run one or several statements in one transaction: all of them or none.
 
-        Raises StatementFailed quoting the statement, AdsDbUnavailable when the database is locked.
+        Raises StatementFailed quoting the statement, AdsDbUnavailable when the database is locked or away.
         """
-        statements = _sqlite.split_statements(sql)
-        if not statements:
-            raise StatementFailed("there is no SQL statement; give one, like UPDATE campaigns SET status = 'PAUSED'")
-        for statement in statements:
-            if statement.split(None, 1)[0].upper().rstrip(";") in _OWN_TRANSACTION:
-                raise StatementFailed(f"{statement[:60]!r}: all statements run in one transaction; leave it out")
-        connection = self.connect()
-        try:
-            with _sqlite.translated(self.path), _sqlite.transaction(connection):
-                return [self._run(connection, statement) for statement in statements]
-        finally:
-            connection.close()
 
+    @abstractmethod
+    def select(self, statement: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Run one SELECT with :name parameters; it takes no locks. Raises AdsDbUnavailable."""
+
+    @abstractmethod
+    def quoted(self, name: str) -> str:
+        """Return an SQL identifier."""
+
+    @abstractmethod
     def last_change(self) -> int:
-        """Return the newest number that change capture has given; 0 when it has given none. Raises AdsDbUnavailable."""
-        connection = _sqlite.connect(self.path)
-        try:
-            with _sqlite.translated(self.path):
-                query = "SELECT max(seq) FROM sqlite_sequence WHERE name = ?"
-                found = connection.execute(query, (_capture.CHANGES,)).fetchone()
-                return int(found[0] or 0)
-        finally:
-            connection.close()
+        """Return a number that grows with every change committed; 0 when there was none. Raises AdsDbUnavailable."""
 
+    @abstractmethod
     def is_empty(self) -> bool:
-        """Return whether none of the ads domain's tables has a row. Raises AdsDbUnavailable."""
-        connection = _sqlite.connect(self.path)
-        try:
-            with _sqlite.translated(self.path):
-                return not any(
-                    connection.execute(f"SELECT EXISTS (SELECT 1 FROM {name})").fetchone()[0]
-                    for name in Base.metadata.tables
-                )
-        finally:
-            connection.close()
+        """Return whether the ads domain's tables are there and none has a row. Raises AdsDbUnavailable."""
 
+    @abstractmethod
     def close(self) -> None:
         """Close all pooled connections; safe to call twice."""
-        self.engine.dispose()
 
-    def __enter__(self) -> AdsDb:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @staticmethod
-    def _run(connection: sqlite3.Connection, statement: str) -> StatementResult:
-        try:
-            cursor = connection.execute(statement)
-            rows = cursor.fetchall() if cursor.description else []
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error) or "disk" in str(error):
-                raise
-            raise StatementFailed(f"{error} in: {statement[:500]}; nothing was changed") from error
-        except (sqlite3.Error, sqlite3.Warning) as error:
-            raise StatementFailed(f"{error} in: {statement[:500]}; nothing was changed") from error
-        columns = tuple(str(d[0]) for d in cursor.description or ())
-        return StatementResult(statement, columns, rows, cursor.rowcount)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +13,9 @@ from gateway._capture import CHANGES
 from gateway._exceptions import AdsDbUnavailable
 from gateway._sqlite import transaction, translated
 from gateway._wal_watch import WalWatch
-from gateway.ads_db import AdsDb
+from gateway.sqlite_ads_db import SqliteAdsDb
+from messaging import Position
+from messaging.topics import CHANGE_FEED, GATEWAY_GROUP
 
 _TRIM_CHUNK = 10_000
 """Rows forgotten in one transaction: some milliseconds during which applications cannot write."""
@@ -36,6 +39,15 @@ class Change:
 
 class ChangeFeed(Protocol):
     """Changes of the ads DB in commit order; SQLite's change table and MySQL's binlog implement it."""
+
+    def begin(self, committed: int) -> int:
+        """Return the number after which to read, given the position stored in the log."""
+
+    def gap(self, after: int, changes: Sequence[Change]) -> str:
+        """Return why changes between `after` and those read are missing, "" when none is."""
+
+    def stored(self, upto: int) -> Position | None:
+        """Return the position to store once everything up to a number is published; None when there is no new one."""
 
     def read(self, after: int, limit: int) -> list[Change]:
         """Return up to `limit` changes with seq > `after`, oldest first. Raises AdsDbUnavailable."""
@@ -62,12 +74,28 @@ class ChangeFeed(Protocol):
 class SqliteChangeFeed:
     """The change table of the SQLite ads DB (implements ChangeFeed). For one thread."""
 
-    def __init__(self, db: AdsDb, catalog: Catalog) -> None:
+    def __init__(self, db: SqliteAdsDb, catalog: Catalog) -> None:
         """Follow `db`, on which capture is installed. Raises AdsDbUnavailable."""
         self._db, self._catalog = db, catalog
         self._connection = db.connect()
         self._watch = WalWatch(db.path)
         self._file = self._identity()
+
+    def begin(self, committed: int) -> int:
+        """Return the number after which to read: the last one published."""
+        return max(0, committed - 1)
+
+    def gap(self, after: int, changes: Sequence[Change]) -> str:
+        """Return why changes are missing: the table's numbers have no holes. Raises AdsDbUnavailable."""
+        if changes:
+            return "" if changes[-1].seq - after == len(changes) else "changes are missing from the change table"
+        if self.end() < after or self.start() > after + 1:
+            return "the change table does not reach back to the published position"
+        return ""
+
+    def stored(self, upto: int) -> Position | None:
+        """Return the position after a number."""
+        return Position(GATEWAY_GROUP, CHANGE_FEED, 0, upto + 1)
 
     def read(self, after: int, limit: int) -> list[Change]:
         """Return up to `limit` changes with seq > `after`, oldest first. Raises AdsDbUnavailable."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from catalog import Catalog, Column, InvalidValue, LaneName, Table, ValueType
-from catalog.values import check, decode, encode
+from catalog.values import check, check_source, encode, source_encoder
 from gateway._exceptions import SchemaMismatch
 from gateway.feed import Change
+from gateway.streams import STAGE, Entity, EntityStream, Published, Updates, streams_of
 from messaging import OutRecord
 from messaging.dead_letters import dead_letter, out_record
-from messaging.headers import lane_of, leave, new_header
+from messaging.headers import lane_of, new_header
 from messaging.proto import adsindex_pb2 as pb
-from messaging.topics import BUDGETS, CHANGE_FEED, UPDATES
-
-STAGE = "gateway"
-SOURCE = "ads_db"
+from messaging.topics import CHANGE_FEED, LANE_NUMBER
 
 MAX_KEY_BYTES = 190
 """The Repo takes row keys of 400 bytes, and an index row holds two keys with a separator."""
@@ -27,15 +26,6 @@ MAX_UPDATE_BYTES = 4 << 20
 
 _MAX_QUOTED = 400
 """Characters of an offending value or message that a dead letter quotes."""
-
-BUDGET_COLUMNS = {
-    "budget_daily_micros": "daily_micros",
-    "budget_lifetime_micros": "lifetime_micros",
-    "spent_today_micros": "spent_today_micros",
-    "spent_total_micros": "spent_total_micros",
-    "budget_currency": "currency",
-}
-"""Columns that, declared together on one table, make its rows' budget state: column -> field of BudgetState."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +53,28 @@ class RowSource(Protocol):
 class Materialized:
     """What a batch of changes became."""
 
-    updates: list[pb.EntityUpdate] = field(default_factory=list)
-    budgets: list[pb.BudgetState] = field(default_factory=list)
+    published: list[Published] = field(default_factory=list)
     dead_letters: list[pb.DeadLetter] = field(default_factory=list)
+
+    @property
+    def updates(self) -> list[pb.EntityUpdate]:
+        """The updates that feed the Repo."""
+        return [
+            p.message for p in self.published if p.stream == Updates.name and isinstance(p.message, pb.EntityUpdate)
+        ]
+
+    @property
+    def budgets(self) -> list[pb.BudgetState]:
+        """The budget states of all streams."""
+        return [p.message for p in self.published if isinstance(p.message, pb.BudgetState)]
+
+    def counts(self) -> Counter[str]:
+        """Return stream -> messages."""
+        return Counter(p.stream for p in self.published)
 
     def records(self, entered_us: int) -> list[OutRecord]:
         """Return the log records; `entered_us` is when the Gateway took the changes."""
-        records: list[OutRecord] = []
-        for update in self.updates:
-            update.header.CopyFrom(leave(update.header, STAGE, entered_us))
-            topic = UPDATES[lane_of(update.header)]
-            records.append(OutRecord(topic, f"{update.table}/{update.row}", update.SerializeToString()))
-        for budget in self.budgets:
-            budget.header.CopyFrom(leave(budget.header, STAGE, entered_us))
-            records.append(OutRecord(BUDGETS, budget.campaign_id, budget.SerializeToString()))
-        records.extend(out_record(letter) for letter in self.dead_letters)
-        return records
+        return [*(p.record(entered_us) for p in self.published), *(out_record(letter) for letter in self.dead_letters)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +85,10 @@ class _Read:
     key: str
     names: tuple[str, ...]
     columns: tuple[tuple[Column, ...], ...]
+    encoders: tuple[tuple[tuple[Column, Callable[[Any], bytes]], ...], ...]
+    """The same columns, each with what checks and encodes its values."""
+    collected: bool
+    """Any number of rows belong to an entity, and its columns are lists."""
 
 
 @dataclass(slots=True)
@@ -102,23 +102,23 @@ class _Entity:
     header: pb.Header
     seen: set[str] = field(default_factory=set)
     values: dict[str, bytes] = field(default_factory=dict)
+    collected: dict[str, list[tuple[object, ...]]] = field(default_factory=dict)
+    """Ads DB table of a collection -> its rows."""
     problems: dict[str, tuple[Column, str, str]] = field(default_factory=dict)
 
 
 class Materializer:
     """Turns changes into whole entities, as one catalogue declares them. Has no state; safe for threads."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        """Prepare what has to be read for every entity table."""
+    def __init__(self, catalog: Catalog, streams: Sequence[EntityStream] | None = None) -> None:
+        """Prepare what has to be read for every entity table; `streams` are the catalogue's, or those given."""
+        self.streams = tuple(streams_of(catalog) if streams is None else streams)
         self._tables = catalog.source_tables()
         self._reads: dict[str, tuple[_Read, ...]] = {}
-        self._columns: dict[str, tuple[Column, ...]] = {}
         for table in catalog.entity_tables():
-            self._columns[table.name] = tuple(c for c in table.columns.values() if c.source_table is not None)
             self._reads[table.name] = tuple(
                 self._read_of(table, source_table, key) for source_table, key in _sources(table).items()
             )
-        self._budget_tables = {t.name for t in catalog.entity_tables() if set(BUDGET_COLUMNS) <= set(t.columns)}
 
     def materialize(self, changes: Iterable[Change], source: RowSource) -> Materialized:
         """Read every changed entity once, whole, and return its updates; `changes` are in order of seq.
@@ -148,6 +148,8 @@ class Materializer:
                 result.dead_letters.append(_letter(change, "unknown_table", text))
                 continue
             table = found[0]
+            if change.key is None and table.source is not None and change.source_table in table.source.collections:
+                continue  # it belongs to no entity
             lane = LaneName.LOW if change.backfill else table.lane
             row, key, fault = _row_key(table, change.key)
             if fault:
@@ -165,25 +167,36 @@ class Materializer:
             entity.origin_us = min(entity.origin_us, change.changed_at_us)
             if not change.backfill:
                 entity.lane = table.lane
-        for entity in entities.values():
-            entity.header = new_header(entity.lane, entity.origin_us, entity.header.trace_id)
+                entity.header.lane = LANE_NUMBER[entity.lane]
+            entity.header.origin_us = entity.origin_us
         return entities
 
     def _read(self, entities: Mapping[tuple[str, str], _Entity], source: RowSource) -> None:
         keys: dict[str, list[int | str]] = {}
         for entity in entities.values():
             keys.setdefault(entity.table.name, []).append(entity.key)
-            entity.seen, entity.values, entity.problems = set(), {}, {}
+            entity.seen, entity.values, entity.problems, entity.collected = set(), {}, {}, {}
         reads: dict[RowQuery, tuple[str, _Read]] = {}
         for name, wanted in keys.items():
             for read in self._reads[name]:
                 reads[RowQuery(read.source_table, read.key, read.names, tuple(wanted))] = (name, read)
         # Row by row: a value of many megabytes is judged and dropped before the next one is read.
+        last: RowQuery | None = None
         for query, key, values in source.rows(list(reads)):
-            name, read = reads[query]
+            if query is not last:  # a query has hundreds of keys: looking it up for every row would hash them all
+                name, read = reads[query]
+                last = query
             found = entities.get((name, str(key)))
-            if found is not None:  # a collation may find more than was asked for
+            if found is None:  # a collation may find more than was asked for
+                continue
+            if read.collected:
+                found.collected.setdefault(read.source_table, []).append(tuple(values))
+            else:
                 _take(found, read, values)
+        for entity in entities.values():
+            for read in self._reads[entity.table.name]:
+                if read.collected:
+                    _collect(entity, read)
 
     def _without_broken(
         self, entities: Mapping[tuple[str, str], _Entity], error: SchemaMismatch, result: Materialized
@@ -203,14 +216,6 @@ class Materializer:
     def _emit(self, entity: _Entity, result: Materialized) -> None:
         source = entity.table.source
         deleted = source is None or source.table not in entity.seen
-        update = pb.EntityUpdate(
-            header=entity.header,
-            table=entity.table.name,
-            row=entity.row,
-            source_version=entity.last.seq,
-            source=SOURCE,
-            deleted=deleted,
-        )
         if not deleted:
             values = entity.values
             while sum(map(len, values.values())) > MAX_UPDATE_BYTES:
@@ -218,11 +223,17 @@ class Materializer:
                 text = f"{len(values[name])} bytes, but an entity may have {MAX_UPDATE_BYTES} in all"
                 entity.problems[name] = (entity.table.columns[name], "entity_too_large", text)
                 values[name] = b""
-            for column in self._columns[entity.table.name]:
-                update.columns.add(name=column.name, value=values.get(column.name, b""))
-        result.updates.append(update)
-        if entity.table.name in self._budget_tables:
-            result.budgets.append(_budget(entity, deleted))
+        whole = Entity(
+            table=entity.table,
+            row=entity.row,
+            version=entity.last.seq,
+            header=entity.header,
+            deleted=deleted,
+            values=entity.values,
+            invalid=frozenset(entity.problems),
+        )
+        for stream in self.streams:
+            result.published.extend(stream.publish(whole))
         for column, reason, text in entity.problems.values() if not deleted else ():
             error = (
                 f"{column.source} of row {entity.row} is sent as null: {text[:_MAX_QUOTED]}; "
@@ -237,7 +248,9 @@ class Materializer:
         for column in table.columns.values():
             if column.source_table == source_table:
                 by_name.setdefault(str(column.source_column), []).append(column)
-        return _Read(source_table, key, tuple(by_name), tuple(tuple(columns) for columns in by_name.values()))
+        collected = table.source is not None and source_table in table.source.collections
+        encoders = tuple(tuple((column, source_encoder(column)) for column in columns) for columns in by_name.values())
+        return _Read(source_table, key, tuple(by_name), tuple(map(tuple, by_name.values())), encoders, collected)
 
 
 def change_of(message: pb.Change, position: int) -> Change:
@@ -259,22 +272,43 @@ def _sources(table: Table) -> dict[str, str]:
 def _take(entity: _Entity, read: _Read, values: Sequence[object]) -> None:
     twice = read.source_table in entity.seen
     entity.seen.add(read.source_table)
-    for columns, value in zip(read.columns, values, strict=True):
-        for column in columns:
+    taken = entity.values
+    for columns, value in zip(read.encoders, values, strict=True):
+        for column, encoded in columns:
             try:
                 if twice:
                     text = f"several rows of {read.source_table!r} have this key; keep one"
                     raise InvalidValue(column.ref, "several_rows", text)
-                checked = check(column, value)
+                taken[column.name] = encoded(value)
+            except InvalidValue as error:
+                entity.problems[column.name] = (column, error.reason, str(error))
+                taken[column.name] = b""
+
+
+def _collect(entity: _Entity, read: _Read) -> None:
+    """Turn the rows of a collection into lists, in an order that depends on nothing but the rows."""
+    rows = sorted(entity.collected.get(read.source_table, ()), key=_order)
+    for place, columns in enumerate(read.columns):
+        for column in columns:
+            try:
+                element = column.element()
+                checked = [check_source(element, row[place]) for row in rows]
+                values = check(column, [value for value in checked if value is not None])
+                entity.values[column.name] = encode(values) if values else b""
             except InvalidValue as error:
                 entity.problems[column.name] = (column, error.reason, str(error))
                 entity.values[column.name] = b""
-            else:
-                entity.values[column.name] = b"" if checked is None else encode(checked)
+
+
+def _order(row: Sequence[Any]) -> tuple[tuple[bool, str, Any], ...]:
+    """Sort rows by their declared columns, nulls last; the type's name keeps apart what cannot be compared."""
+    return tuple((value is None, type(value).__name__, value) for value in row)
 
 
 def _row_key(table: Table, key: object) -> tuple[str, int | str, str]:
     """Return (row, key to look up, fault)."""
+    if type(key) is int and table.key_type is ValueType.INT and -(1 << 63) <= key < 1 << 63:
+        return str(key), key, ""
     if isinstance(key, bytes) or not isinstance(key, int | str) or isinstance(key, bool):
         return "", "", f"is {'null' if key is None else 'not text: ' + repr(key)[:80]}"
     row = str(key)
@@ -292,18 +326,6 @@ def _row_key(table: Table, key: object) -> tuple[str, int | str, str]:
     if len(row.encode(errors="surrogatepass")) > MAX_KEY_BYTES:
         return "", "", f"has more than {MAX_KEY_BYTES} bytes: {row[:80]!r}"
     return row, key, ""
-
-
-def _budget(entity: _Entity, deleted: bool) -> pb.BudgetState:
-    """A budget that is missing or not what it must be counts as none: nothing is spent on a guess."""
-    state = pb.BudgetState(header=entity.header, campaign_id=entity.row, version=entity.last.seq)
-    values = {name: decode(entity.values.get(name)) for name in BUDGET_COLUMNS}
-    state.deleted = deleted or values["budget_daily_micros"] is None or not entity.problems.keys().isdisjoint(values)
-    if not state.deleted:
-        for name, value in values.items():
-            if value is not None:
-                setattr(state, BUDGET_COLUMNS[name], value)
-    return state
 
 
 def _letter(

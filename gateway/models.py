@@ -16,11 +16,15 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 BIG_INT = BigInteger().with_variant(Integer, "sqlite")
 LONG_TEXT = Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
 TIME = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
-NAME, CODE, KEY, URL = String(255), String(32), String(64), String(2048)
+NAME, CODE, URL = String(255), String(32), String(2048)
+# Keys differ when their bytes do: MySQL's usual collations would take "aB" and "Ab", or "ss" and "ß", for one row.
+KEY = String(64).with_variant(mysql.VARCHAR(64, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 
 
 class Base(DeclarativeBase):
     """Metadata of the ads DB."""
+
+    __table_args__ = {"mysql_charset": "utf8mb4", "mysql_engine": "InnoDB"}
 
 
 class Advertiser(Base):

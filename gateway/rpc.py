@@ -9,9 +9,8 @@ import grpc
 
 from catalog import Catalog
 from gateway._exceptions import AdsDbUnavailable
-from gateway._rows import SqliteRowSource
 from gateway.ads_db import AdsDb
-from gateway.feed import SqliteChangeFeed
+from gateway.backends import newest_number, open_rows
 from gateway.materialize import Materializer, change_of
 from messaging import Log, LogError
 from messaging.headers import now_us
@@ -40,11 +39,9 @@ class GatewayService(rpc.GatewayServicer):
             )
         entered_us = now_us()
         try:
-            with (
-                closing(SqliteChangeFeed(self._db, self._catalog)) as feed,
-                closing(SqliteRowSource(self._db, self._catalog)) as source,
-            ):
-                end = feed.end()  # before the rows are read: they are at least as new as their version says
+            with closing(open_rows(self._db, self._catalog)) as source:
+                # Before the rows are read: they are at least as new as their version says.
+                end = newest_number(self._db, self._catalog, self._log)
                 changes = [change_of(message, end) for message in request.changes]
                 result = self._materializer.materialize(changes, source)
             reply = pb.MaterializeReply(

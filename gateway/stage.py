@@ -11,12 +11,14 @@ import grpc
 import structlog
 
 from gateway._exceptions import AdsDbUnavailable
-from gateway._rows import SqliteRowSource
 from gateway.ads_db import AdsDb
-from gateway.feed import Change, SqliteChangeFeed
+from gateway.backends import open_feed, open_rows
+from gateway.feed import Change
 from gateway.materialize import Materialized, Materializer
 from gateway.rpc import GatewayService, serve
-from messaging import LogUnavailable, OutRecord, Position
+from gateway.streams import ensure_stream_topics
+from messaging import LogUnavailable, OutRecord
+from messaging.drops import drop_records, split_too_old
 from messaging.headers import now_us
 from messaging.stage import StageContext
 from messaging.topics import CHANGE_FEED, GATEWAY_GROUP, ensure_topics
@@ -31,6 +33,10 @@ MAX_PUBLISH_BYTES = 32 << 20
 KEPT_CHANGES = 10_000
 """Published changes kept behind, for people who look at the feed."""
 
+_STORE_SECONDS = 0.5
+"""How often a position is stored when nothing was published: enough for waiting people and for a short way back."""
+
+_STAGE = "gateway"
 _IDLE_SECONDS = 0.25  # how soon a stop request is noticed
 _BACK_OFF = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -42,17 +48,20 @@ def run(context: StageContext) -> None:
 
     Killed at any point, it goes on after the last published change: nothing is lost and nothing published twice. While
     ads DB or log are away it backs off and tries again. Raises SchemaMismatch at start when catalogue and ads DB do
-    not fit together.
+    not fit together, ServerUnsuitable, and PositionLost when the server has thrown away changes that were not read.
     """
+    url = context.settings.get("ads_db", "")
     failures = 0
     with ExitStack() as served:
         port: int | None = None
         while not context.stop.is_set():
             try:
                 with ExitStack() as stack:
-                    if port is not None and not context.home.ads_db.exists():  # opening would make an empty one
+                    if (
+                        not url and port is not None and not context.home.ads_db.exists()
+                    ):  # opening would make an empty one
                         raise AdsDbUnavailable(f"ads DB {context.home.ads_db} is gone; put the file back")
-                    db = stack.enter_context(AdsDb.open(context.home.ads_db))
+                    db = stack.enter_context(AdsDb.open(url or context.home.ads_db))
                     gateway = _Gateway(context, db, stack)
                     if port is None:
                         server, port = serve(GatewayService(db, context.catalog, context.log))
@@ -83,10 +92,13 @@ class _Gateway:
         self._context, self._log, self._metrics = context, context.log, context.metrics
         ensure_topics(self._log)
         captured = db.ensure_capture(context.catalog)
-        self._feed = stack.enter_context(closing(SqliteChangeFeed(db, context.catalog)))
-        self._source = stack.enter_context(closing(SqliteRowSource(db, context.catalog)))
+        by_file = context.settings.get("binlog_position") == "file"
+        self._feed = stack.enter_context(closing(open_feed(db, context.catalog, self._log, by_file=by_file)))
+        self._source = stack.enter_context(closing(open_rows(db, context.catalog, self._feed)))
         self._materializer = Materializer(context.catalog)
-        self._last = max(0, self._log.committed(GATEWAY_GROUP, CHANGE_FEED)[0] - 1)
+        ensure_stream_topics(self._log, self._materializer.streams)
+        self._last = self._feed.begin(self._log.committed(GATEWAY_GROUP, CHANGE_FEED)[0])
+        self._stored_at = time.monotonic()
         self._whole_until = 0
         _log.info(
             "gateway_start",
@@ -94,20 +106,22 @@ class _Gateway:
             triggers_created=captured.triggers_created,
             rows_enqueued=captured.rows_enqueued,
         )
-        if self._feed.end() < self._last or self._feed.start() > self._last + 1:
-            self._resync("the change table does not reach back to the published position")
+        if why := self._feed.gap(self._last, []):
+            self._resync(why)
 
     def follow(self) -> None:
         """Publish changes as they come, until told to stop."""
         while not self._context.stop.is_set():
+            self._context.switches.hold(self._context.stop.wait, self._context.beat)
             started = time.perf_counter_ns()
             changes = self._feed.read(self._last, BATCH)
             if changes:
-                if changes[-1].seq - self._last != len(changes) and self._last >= self._whole_until:
-                    self._resync("changes are missing from the change table")
+                if self._last >= self._whole_until and (why := self._feed.gap(self._last, changes)):
+                    self._resync(why)
                 self._metrics.time("read_us", (time.perf_counter_ns() - started) / 1000)
                 self._publish(changes)
             else:
+                self._store_position()
                 self._trim()
             self._metrics.gauge("lag", self._feed.end() - self._last)
             self._context.beat()
@@ -125,22 +139,32 @@ class _Gateway:
             self._publish(changes[:middle])
             self._publish(changes[middle:])
             return
+        if drops := self._drop_too_old(result):
+            records = [*result.records(entered_us), *drops]
         materialized = time.perf_counter_ns()
-        position = Position(GATEWAY_GROUP, CHANGE_FEED, 0, changes[-1].seq + 1)
-        self._log.publish(records, positions=[position])
+        position = self._feed.stored(changes[-1].seq)
+        self._log.publish(records, positions=[] if position is None else [position])
         self._last = changes[-1].seq
         published = time.perf_counter_ns()
         self._metrics.time("materialize_us", (materialized - started) / 1000)
         self._metrics.time("publish_us", (published - materialized) / 1000)
         self._count(changes, result, records, (published - started) // 1000)
 
+    def _drop_too_old(self, result: Materialized) -> list[OutRecord]:
+        """Take out what a switch says is too old; return the records that say so."""
+        _, dropped = split_too_old(result.updates, self._context.switches)
+        gone = {id(update) for update in dropped}
+        result.published = [published for published in result.published if id(published.message) not in gone]
+        return drop_records(_STAGE, dropped, self._metrics)
+
     def _count(
         self, changes: Sequence[Change], result: Materialized, records: Sequence[OutRecord], took_us: int
     ) -> None:
         reasons = Counter(letter.reason for letter in result.dead_letters)
         self._metrics.count("changes", len(changes))
-        self._metrics.count("updates", len(result.updates))
-        self._metrics.count("budgets", len(result.budgets))
+        published = result.counts()
+        for stream in self._materializer.streams:
+            self._metrics.count(stream.name, published[stream.name])
         for reason, count in reasons.items():
             self._metrics.count(f"dead_letters:{reason}", count)
         _log.info(
@@ -148,9 +172,8 @@ class _Gateway:
             changes=len(changes),
             first=changes[0].seq,
             last=changes[-1].seq,
-            updates=len(result.updates),
+            published=dict(published),
             deleted=sum(update.deleted for update in result.updates),
-            budgets=len(result.budgets),
             dead_letters=dict(reasons),
             records=len(records),
             took_us=took_us,
@@ -168,6 +191,15 @@ class _Gateway:
             rows_enqueued=enqueued,
             todo="rows deleted in the gap are still served: run the sync workflow",
         )
+
+    def _store_position(self) -> None:
+        """Much may happen in an ads DB that concerns none of our tables: the position follows it all the same."""
+        if time.monotonic() - self._stored_at < _STORE_SECONDS:
+            return
+        self._stored_at = time.monotonic()
+        position = self._feed.stored(self._last)
+        if position is not None and position.metadata:
+            self._log.set_committed([position])
 
     def _trim(self) -> None:
         if self._last - self._feed.start() > 2 * KEPT_CHANGES:

@@ -77,7 +77,7 @@ def _evidence(clause: Clause, values: Mapping[str, Any], view: View, budgets: Bu
             shown = [_moment(values.get(f)) for f in (starts, ends)]
             return f"runs from {shown[0]} to {shown[1]}"
         case Funded():
-            key = values.get(serving.budget_key)
+            key = values.get(serving.budget_key or "")
             return f"{serving.budget_key} {key}: {is_funded(budgets.get(str(key)))[1]}"
         case Targets(field, dimension):
             prefixes = (f"{dimension}=", f"{EXCLUDE}{dimension}=")

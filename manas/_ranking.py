@@ -1,6 +1,7 @@
 """Score the survivors of a request's conditions and return the best: light scores, or similarity of vectors.
 
-Light score = bid in currency units x quality + sum of the idf of matching words. Ties go to the smaller ad id.
+Light score = bid in currency units x quality + sum of the idf of matching words; where the catalogue has no bid, the
+field that it declares as score stands for it, or 1. Ties go to the smaller ad id.
 """
 
 from __future__ import annotations
@@ -71,6 +72,13 @@ def idf_weights(views: Sequence[LayerView], field: str, terms: Sequence[str]) ->
     }
 
 
+def score_words(serving: Serving) -> str:
+    """Return what `rank_light` computes, in words."""
+    first = "bid" if serving.bid is not None else serving.score or "1"
+    quality = " x quality" if serving.quality is not None else ""
+    return f"{first}{quality}{' + idf of the text' if serving.text is not None else ''}"
+
+
 def rank_light(
     views: Sequence[LayerView],
     survivors: Sequence[BitMap],
@@ -82,7 +90,12 @@ def rank_light(
     parts = []
     for view, bitmap in zip(views, survivors, strict=True):
         ids = id_array(bitmap)
-        scores = view.layer.numbers(serving.bid, ids, 0.0) / MICROS
+        if serving.bid is not None:
+            scores = view.layer.numbers(serving.bid, ids, 0.0) / MICROS
+        elif serving.score is not None:
+            scores = view.layer.numbers(serving.score, ids, 0.0)
+        else:
+            scores = np.ones(len(ids))
         if serving.quality is not None:
             scores = scores * view.layer.numbers(serving.quality, ids, 1.0)
         if weights and serving.text is not None:

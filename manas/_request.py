@@ -67,10 +67,12 @@ class RequestParser:
             raise InvalidRequest("give either vector or similar_to, not both")
         serving = self._catalog.serving
         at_us = _time(request["at"], "at") if "at" in request else now_us()
-        conditions = [
-            Condition("schedule", InSchedule(serving.starts, serving.ends, at_us), f"runs at {datetime_of(at_us)}"),
-            Condition("budget", Funded(), "has budget left"),
-        ]
+        conditions: list[Condition] = []
+        if serving.starts is not None or serving.ends is not None:
+            schedule = InSchedule(serving.starts or "", serving.ends or "", at_us)
+            conditions.append(Condition("schedule", schedule, f"runs at {datetime_of(at_us)}"))
+        if serving.budget_key is not None:
+            conditions.append(Condition("budget", Funded(), "has budget left"))
         for dimension in self._dimensions.values():
             conditions += self._targeting(dimension, request.get(dimension.name))
         if "price" in request:

@@ -39,7 +39,7 @@ class View:
         self.fields_missing_in_base = segment.check_catalog(schema.catalog) if segment is not None else []
         self.delta = Delta(schema, graph_from=graph_from)
         self.funded_keys: set[str] = set()
-        self._budget_key = schema.catalog.serving.budget_key
+        self._budget_key = schema.catalog.serving.budget_key or ""  # "": nothing is funded or not
         self._base_live = BitMap()
         if segment is not None and segment.count:
             self._base_live.add_range(0, segment.count)

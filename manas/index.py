@@ -17,7 +17,7 @@ from manas._clauses import Condition, estimate, evaluate
 from manas._delta import Entry
 from manas._exceptions import InvalidDocument, InvalidRequest
 from manas._layer import LayerView
-from manas._ranking import PlannerLimits, Ranked, idf_weights, rank_light, rank_similar
+from manas._ranking import PlannerLimits, Ranked, idf_weights, rank_light, rank_similar, score_words
 from manas._request import Query, RequestParser
 from manas._schema import DocumentSchema, Floats, PreparedDocument, normalized
 from manas._view import Outcome, View
@@ -161,7 +161,9 @@ class Index:
             ranked, chosen = self._rank(query, views, survivors, k)
             result: dict[str, Any] = dict(self._answer(ranked, chosen, sum(map(len, survivors))))
             result["plan"] = {
-                "score": "cosine similarity" if self._vector(query) is not None else "bid x quality + idf of the text",
+                "score": "cosine similarity"
+                if self._vector(query) is not None
+                else score_words(self.schema.catalog.serving),
                 "layers": [
                     {"layer": v.layer.name, "documents": len(v.live), "clauses": t, "survivors": len(s), "ranking": how}
                     for v, t, s, how in zip(views, traces, survivors, ranked.strategies, strict=True)

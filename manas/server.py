@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import threading
@@ -14,6 +15,7 @@ import structlog
 from manas._exceptions import IndexIncomplete, InvalidRequest
 from manas._follower import Follower
 from manas.index import Index
+from messaging import LogUnavailable
 from messaging.proto import adsindex_pb2 as pb
 from messaging.proto import adsindex_pb2_grpc as rpc
 from messaging.rpc import start_server
@@ -57,14 +59,20 @@ def run(context: StageContext) -> None:
     try:
         context.ready(port)
         while not context.stop.is_set():
-            if follower.step() == 0:
-                follower.wait(_IDLE_SECONDS)
+            try:
+                if follower.step() == 0:
+                    follower.wait(_IDLE_SECONDS)
+            except LogUnavailable as error:  # go on answering from what is here
+                context.metrics.count("log_unavailable")
+                _log.warning("manas.log_unavailable", error=str(error))
+                context.stop.wait(_RETRY_SECONDS)
             context.metrics.gauge("documents", index.documents())
             context.beat()
     finally:
         feed.close()
         server.stop(grace=1.0).wait()
-        follower.commit()
+        with contextlib.suppress(LogUnavailable):  # the position only says from where on nothing is counted twice
+            follower.commit()
         context.metrics.flush(force=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,18 +11,15 @@ from typing import TYPE_CHECKING
 
 from messaging._embedded_consumer import EmbeddedConsumer
 from messaging._embedded_env import OFFSETS, U64, Environment, Write
-from messaging._embedded_topics import Partitions, Topic, check_name, split_position_key
-from messaging._exceptions import LogUnavailable, OffsetTrimmed, RecordTooLarge
+from messaging._embedded_topics import Partitions, Topic, split_position_key
+from messaging._exceptions import LogUnavailable, OffsetTrimmed
+from messaging._limits import check_name, encode_key, partition_of
 from messaging._wake import Waiter, wait_until, wake
 from messaging.api import OutRecord, Position, Record
 
 if TYPE_CHECKING:
     from messaging._embedded_env import Txn
 
-MAX_RECORD_BYTES = 8 << 20
-"""Largest key and value together. A servable document has a few KiB; what is over this is an accident of the input."""
-
-_MAX_KEY_BYTES = 0xFFFF  # its length has two bytes
 _READ_BYTES = 64 << 20  # a read ends early here, so that large records cannot fill the memory
 _TRIM_CHUNK = 5_000  # records forgotten in one transaction: a few milliseconds during which publishers wait
 
@@ -72,15 +68,9 @@ class EmbeddedLog:
         size = 0
         for record in records:
             topic = self._partitions.topic(record.topic)
-            key = record.key.encode("utf-8", "surrogatepass")
-            length = len(key) + len(record.value)
-            if length > MAX_RECORD_BYTES or len(key) > _MAX_KEY_BYTES:
-                raise RecordTooLarge(
-                    f"a record for {record.topic} with key {record.key[:100]!r} has {length} bytes, {len(key)} of them "
-                    f"key; the limits are {MAX_RECORD_BYTES} and {_MAX_KEY_BYTES}"
-                )
-            size += length
-            prefix = topic.prefixes[zlib.crc32(key) % len(topic.prefixes)]
+            key = encode_key(record)
+            size += len(key) + len(record.value)
+            prefix = topic.prefixes[partition_of(key, len(topic.prefixes))]
             body = len(key).to_bytes(2, "big") + key + record.value
             write.appends.setdefault(prefix, []).append(body)
             names.add(record.topic)
@@ -163,6 +153,13 @@ class EmbeddedLog:
         found = self._partitions.topic(topic)
         with self._partitions.reading() as view:
             return {partition: view.committed(group, found, partition) for partition in range(found.partitions)}
+
+    def committed_metadata(self, group: str, topic: str) -> dict[int, str]:
+        """Partition -> metadata stored with the group's position; "" where there is none."""
+        self._check_open()
+        found = self._partitions.topic(topic)
+        with self._partitions.reading() as view:
+            return {partition: view.metadata(group, found, partition) for partition in range(found.partitions)}
 
     def set_committed(self, positions: Sequence[Position]) -> None:
         """Store positions durably. Members that hold the partitions go on where they are: move idle groups only."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -67,6 +67,7 @@ class EmbeddedConsumer:
         self._held: dict[tuple[str, int], _Held] = {}
         self._next_balance = 0.0
         self._turn = 0
+        self._paused: frozenset[str] = frozenset()
         self.polled_records = 0
         """Records returned so far."""
 
@@ -107,6 +108,10 @@ class EmbeddedConsumer:
             upto[key] = max(upto.get(key, 0), record.offset + 1)
         # A partition not held any more was given up after all that was polled from it had been committed.
         self._store({key: offset for key, offset in upto.items() if key in self._held})
+
+    def pause(self, topics: Collection[str]) -> None:
+        """Leave the records of these topics in the log, and of no others, until called again. Partitions stay held."""
+        self._paused = frozenset(topics)
 
     def assigned(self) -> list[tuple[str, int]]:
         """(topic, partition) pairs now held; none before the first poll."""
@@ -189,6 +194,8 @@ class EmbeddedConsumer:
         left_bytes = _POLL_BYTES
         with self._partitions.reading() as view:
             for topic in self._topics:
+                if topic.name in self._paused:
+                    continue
                 waiting: list[tuple[_Held, int]] = []
                 for held in self._held.values():
                     if held.topic is topic and not held.draining:

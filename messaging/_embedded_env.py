@@ -9,7 +9,7 @@ meta        "format"                       u32 version of this layout
 topics      topic name                     u16 topic id, u16 partitions
 offsets     u16 topic, u16 partition       u64 oldest offset kept, u64 offset of the next record
 records     u16 topic, u16 part, u64 off   u64 appended (microseconds), u16 key length, key, value
-positions   group, 0, u16 topic, u16 part  u64 next offset to read
+positions   group, 0, u16 topic, u16 part  u64 next offset to read, metadata in UTF-8
 =========== ============================== ==========================================================
 
 LMDB's locks need a local file system and one PID namespace. Not usable across fork(): a forked child gets
@@ -58,7 +58,7 @@ class Write:
     """What one publish or commit adds: record bodies (without time) by partition prefix, and positions by key."""
 
     appends: dict[bytes, list[bytes]] = field(default_factory=dict)
-    positions: dict[bytes, int] = field(default_factory=dict)
+    positions: dict[bytes, bytes] = field(default_factory=dict)
     done: bool = False
     error: LogUnavailable | None = None
 
@@ -199,8 +199,8 @@ class Environment:
                 if added != len(items):
                     raise self.damaged(f"partition {prefix.hex()} has records beyond its end offset {end}")
                 txn.put(prefix, OFFSETS.pack(start, end + len(bodies)), db=self.offsets)
-            for key, offset in write.positions.items():
-                txn.put(key, U64.pack(offset), db=self.positions)
+            for key, position in write.positions.items():
+                txn.put(key, position, db=self.positions)
 
     def _clear_dead_readers(self) -> None:
         now = time.monotonic()

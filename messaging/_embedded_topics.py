@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from messaging._embedded_env import OFFSETS, TOPIC, U64, Environment, Write
 from messaging._exceptions import LogError, UnknownTopic
+from messaging._limits import check_name, check_position
 from messaging.api import Position, Record
 
 if TYPE_CHECKING:
     from messaging._embedded_env import Cursor, Txn
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # also names of files and parts of LMDB keys (511 bytes)
 _HEAD = struct.Struct(">QH")
 _MAX_ID = 0xFFFF
 
@@ -107,14 +106,13 @@ class Partitions:
         if positions:
             self.env.append(Write(positions=self.encode(positions)))
 
-    def encode(self, positions: Sequence[Position]) -> dict[bytes, int]:
+    def encode(self, positions: Sequence[Position]) -> dict[bytes, bytes]:
         """Return the stored form of positions; raises UnknownTopic and LogError for what cannot be stored."""
-        encoded: dict[bytes, int] = {}
+        encoded: dict[bytes, bytes] = {}
         for position in positions:
             prefix = self.topic(position.topic).prefix(position.partition)
-            if not 0 <= position.offset < 1 << 64:
-                raise LogError(f"{position} cannot be stored: an offset is 0 or more")
-            encoded[position_key(position.group, prefix)] = position.offset
+            check_position(position)
+            encoded[position_key(position.group, prefix)] = U64.pack(position.offset) + position.metadata.encode()
         return encoded
 
 
@@ -131,7 +129,12 @@ class View:
     def committed(self, group: str, topic: Topic, partition: int) -> int:
         """Return the group's next offset to read; 0 where it never committed."""
         value = self._txn.get(position_key(group, topic.prefix(partition)), db=self._env.positions)
-        return int(U64.unpack(value)[0]) if value else 0
+        return int(U64.unpack_from(value)[0]) if value else 0
+
+    def metadata(self, group: str, topic: Topic, partition: int) -> str:
+        """Return what the group stored with its position; "" where there is nothing."""
+        value = self._txn.get(position_key(group, topic.prefix(partition)), db=self._env.positions)
+        return value[U64.size :].decode() if value else ""
 
     def records(
         self, topic: Topic, partition: int, offset: int, count: int, *, max_bytes: int, repeated_below: int = 0
@@ -174,13 +177,6 @@ def position_key(group: str, prefix: bytes) -> bytes:
 def split_position_key(key: bytes) -> tuple[str, int]:
     """Return the group and the topic id of a position's key."""
     return key[:-5].decode(), TOPIC.unpack(key[-4:])[0]
-
-
-def check_name(kind: str, name: str) -> str:
-    """Return the name of a topic, group or member, or raise LogError if it cannot be one."""
-    if not _NAME.fullmatch(name):
-        raise LogError(f"{name!r} cannot name a {kind}: use up to 200 letters, digits, '.', '_' and '-', no '.' first")
-    return name
 
 
 def _topic(name: str, value: bytes) -> Topic:

@@ -5,9 +5,10 @@ The embedded log and Kafka implement it. Order holds within a partition; the key
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A consumer group's progress to be stored: `offset` is the next one to read."""
+    """A consumer group's progress to be stored: `offset` is the next one to read, `metadata` what belongs to it.
+
+    A pseudo-topic has no records but positions in something else (a database's change feed): its offsets are that
+    thing's sequence numbers and its metadata may hold what a number cannot, such as a GTID set.
+    """
 
     group: str
     topic: str
     partition: int
     offset: int
+    metadata: str = ""
 
 
 class Consumer(Protocol):
@@ -59,6 +65,9 @@ class Consumer(Protocol):
     def commit_upto(self, records: Sequence[Record]) -> None:
         """Store the positions after the given records only (the highest per partition)."""
 
+    def pause(self, topics: Collection[str]) -> None:
+        """Leave the records of these topics in the log, and of no others, until called again. Partitions stay held."""
+
     def assigned(self) -> list[tuple[str, int]]:
         """(topic, partition) pairs now held."""
 
@@ -76,9 +85,12 @@ class Log(Protocol):
         """Topic -> number of partitions."""
 
     def publish(self, records: Sequence[OutRecord], positions: Sequence[Position] = ()) -> None:
-        """Append all records and store all positions in one durable step; consumers wake up after it.
+        """Append all records and then store all positions, durably; consumers wake up after it.
 
-        Raises UnknownTopic, RecordTooLarge, LogUnavailable, and then nothing was appended.
+        A stored position means that the records are in the log. The embedded log does both in one step; Kafka stores
+        the positions after the records were acknowledged, so a crash between the two publishes the records again.
+        Raises UnknownTopic and RecordTooLarge, and then nothing was appended; LogUnavailable, and then nothing was
+        appended to the embedded log, and perhaps a part to Kafka: publish again (at least once).
         """
 
     def consumer(self, group: str, topics: Sequence[str], *, member: str = "") -> Consumer:
@@ -102,6 +114,9 @@ class Log(Protocol):
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """Partition -> next offset to read for the group; 0 where it never committed."""
 
+    def committed_metadata(self, group: str, topic: str) -> dict[int, str]:
+        """Partition -> metadata stored with the group's position; "" where there is none."""
+
     def set_committed(self, positions: Sequence[Position]) -> None:
         """Store positions durably."""
 
@@ -116,3 +131,9 @@ class Log(Protocol):
 
     def close(self) -> None:
         """Release files; safe to call twice."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

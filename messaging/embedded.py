@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from messaging._embedded import MAX_RECORD_BYTES, EmbeddedLog
+from messaging._embedded import EmbeddedLog
+from messaging._limits import MAX_RECORD_BYTES
 from messaging.api import Log
 
 __all__ = ["MAX_RECORD_BYTES", "EmbeddedLog", "open_embedded_log"]

@@ -22,7 +22,11 @@ def new_trace_id() -> str:
 
 def new_header(lane: LaneName, origin_us: int, trace_id: str | None = None) -> pb.Header:
     """Start the header of a message whose cause happened at `origin_us`."""
-    return pb.Header(trace_id=trace_id or new_trace_id(), lane=LANE_NUMBER[lane], origin_us=origin_us)
+    header = pb.Header()  # field by field: protobuf takes more than twice as long for keyword arguments
+    header.trace_id = trace_id or new_trace_id()
+    header.lane = LANE_NUMBER[lane]
+    header.origin_us = origin_us
+    return header
 
 
 def lane_of(header: pb.Header) -> LaneName:

@@ -10,6 +10,7 @@ from catalog import Catalog
 from messaging.api import Log
 from messaging.home import Home
 from messaging.metrics import StageMetrics
+from messaging.switches import Switches
 
 
 @dataclass(slots=True)
@@ -30,6 +31,10 @@ class StageContext:
     ready: Callable[[int], None]
     code_version: str = ""
     settings: dict[str, str] = field(default_factory=dict)
+    switches: Switches = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.switches = Switches(self.log)
 
     def beat(self) -> None:
         """Say that the stage is alive and write its metrics now and then."""

@@ -23,6 +23,10 @@ SIGNALS = "signals"
 DELTAS = "serving.deltas"
 BUDGETS = "serving.budgets"
 DEAD_LETTERS = "dead_letters"
+SWITCHES = "switches"
+"""Switches and their audit: the newest record of a name is its value; every process follows it."""
+DROPS = "drops"
+"""What was dropped by a switch or left out on purpose, counted by reason and lane per unit of work."""
 
 GATEWAY_GROUP = "gateway"
 CHANGE_FEED = "ads_db.changes"
@@ -41,12 +45,36 @@ PARTITIONS: dict[str, int] = {
     DELTAS: 4,
     BUDGETS: 1,
     DEAD_LETTERS: 1,
+    SWITCHES: 1,
+    DROPS: 1,
     CHANGE_FEED: 1,
     REPO_FEED: 1,
 }
 
 
+_DAY_MS = 24 * 3600 * 1000
+_COMPACTED = {"cleanup.policy": "compact", "segment.ms": str(_DAY_MS), "min.compaction.lag.ms": str(_DAY_MS)}
+"""The newest record of every key stays for ever; the history of the last day stays whole."""
+
+SETTINGS: dict[str, dict[str, str]] = {
+    # A week: longer than any outage that is worth waiting for; the sync workflow repairs what is older.
+    **{topic: {"retention.ms": str(7 * _DAY_MS)} for topic in (*UPDATES.values(), *NOTIFICATIONS.values(), SIGNALS)},
+    # Serving starts from the base index and needs the deltas since: bases are built daily, a week of failures is safe.
+    DELTAS: {"retention.ms": str(7 * _DAY_MS)},
+    BUDGETS: _COMPACTED,
+    SWITCHES: _COMPACTED,
+    DEAD_LETTERS: {"retention.ms": str(30 * _DAY_MS)},
+    DROPS: {"retention.ms": str(30 * _DAY_MS)},
+}
+"""Kafka's settings of topics; the embedded log keeps everything until it is trimmed."""
+
+
+def settings_of(topic: str) -> dict[str, str]:
+    """Return Kafka's settings of a topic; empty for one that is not in the table."""
+    return SETTINGS.get(topic, {})
+
+
 def ensure_topics(log: Log) -> None:
-    """Create every topic that is missing."""
+    """Create every topic that is missing, or only check, as the log was opened. Raises UnknownTopic and LogError."""
     for topic, partitions in PARTITIONS.items():
         log.ensure_topic(topic, partitions)

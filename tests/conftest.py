@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.stack_support import kafka_server, mysql_server, own_stack, shared_stack
 from tests.support import IN_CI, data_directory
+
+__all__ = ["kafka_server", "mysql_server", "own_stack", "shared_stack"]
+"""Fixtures that pytest finds here."""
 
 
 @pytest.fixture(scope="session")

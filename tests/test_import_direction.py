@@ -12,9 +12,10 @@ from tests.support import ROOT
 
 _SERVICE = {"catalog", "messaging", "storage_repo", "gateway", "updater", "argus", "manas"}
 _BATCH = _SERVICE | {"batch_workflows"}
-_ALL = _BATCH | {"debug_ui", "cli", "benchmarks"}
+_ALL = _BATCH | {"compose", "debug_ui", "cli", "benchmarks"}
 ALLOWED: dict[str, set[str]] = {
     "catalog": set(),
+    "compose": set(),
     "messaging": {"catalog"},
     "storage_repo": {"catalog", "messaging"},
     "gateway": {"catalog", "messaging"},

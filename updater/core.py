@@ -278,10 +278,11 @@ class UpdaterCore:
             new, old = cells.get(cell), stored.get(cell)
             if new == old:
                 continue
-            if old is not None:
-                transaction.delete(reference.index_table, _index_row(old, row_id[1]), INDEX_CELL)
-            if new is not None:
-                transaction.put(reference.index_table, _index_row(new, row_id[1]), INDEX_CELL, b"")
+            before, after = _targets(old), _targets(new)
+            for target in before - after:
+                transaction.delete(reference.index_table, f"{target}{INDEX_SEPARATOR}{row_id[1]}", INDEX_CELL)
+            for target in after - before:
+                transaction.put(reference.index_table, f"{target}{INDEX_SEPARATOR}{row_id[1]}", INDEX_CELL, b"")
         return changed
 
     def _write_signal(
@@ -333,8 +334,9 @@ class UpdaterCore:
                 value = check(column, decode(sent.value))
                 if value is None:
                     continue
-                if column.name in references and (fault := _key_fault(f"{value}", row)):
-                    raise InvalidValue(column.ref, "bad_reference", f"{str(value)[:_SHOWN]!r} {fault}")
+                for target in (value if isinstance(value, list) else [value]) if column.name in references else ():
+                    if fault := _key_fault(f"{target}", row):
+                        raise InvalidValue(column.ref, "bad_reference", f"{str(target)[:_SHOWN]!r} {fault}")
                 cells[column.cell] = encode(value)
             except InvalidValue as error:
                 item.faults.append((error.reason, f"row {row!r}: {error}; stored as null"))
@@ -385,5 +387,7 @@ def _key_fault(key: str, row: str | None = None) -> str:
     return ""
 
 
-def _index_row(target: bytes, row: str) -> str:
-    return f"{decode(target)}{INDEX_SEPARATOR}{row}"
+def _targets(cell: bytes | None) -> set[str]:
+    """Return the row keys that a reference's cell points to: none, one, or those of a list."""
+    value = decode(cell)
+    return set() if value is None else {str(one) for one in (value if isinstance(value, list) else [value])}

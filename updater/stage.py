@@ -10,6 +10,7 @@ import structlog
 from messaging import BadMessage
 from messaging.api import OutRecord, Record
 from messaging.dead_letters import dead_letter, out_record, parse
+from messaging.drops import drop_records, split_too_old
 from messaging.proto import adsindex_pb2 as pb
 from messaging.stage import StageContext
 from messaging.topics import LANES, SIGNALS, UPDATER_GROUP, UPDATES
@@ -32,6 +33,7 @@ def run(context: StageContext, repo: Repo) -> None:
     try:
         while not context.stop.is_set():
             context.beat()
+            consumer.pause(context.switches.paused_topics(UPDATES))
             if records := consumer.poll(_BATCH, _WAIT_SECONDS):
                 _process(context, core, records)
                 consumer.commit_upto(records)
@@ -52,13 +54,19 @@ def _process(context: StageContext, core: UpdaterCore, records: list[Record]) ->
             sources.append(record)
         except BadMessage as error:
             letters.append(dead_letter(STAGE, "bad_message", str(error), record=record, payload_type="EntityUpdate"))
+    kept, dropped = split_too_old(updates, context.switches)
+    if dropped:
+        gone = {id(update) for update in dropped}
+        sources = [source for source, update in zip(sources, updates, strict=True) if id(update) not in gone]
+        updates = kept
     outcome = core.apply(updates)
     for letter, index in zip(outcome.dead_letters, outcome.letter_of, strict=True):
         source = sources[index]
         letter.topic, letter.partition, letter.offset = source.topic, source.partition, source.offset
     letters += outcome.dead_letters
-    if letters:
-        out: list[OutRecord] = [out_record(letter) for letter in letters]
+    out: list[OutRecord] = [out_record(letter) for letter in letters]
+    out += drop_records(STAGE, dropped, context.metrics)
+    if out:
         context.log.publish(out)
     counts = Counter(result.outcome for result in outcome.results)
     metrics = context.metrics
@@ -80,6 +88,7 @@ def _process(context: StageContext, core: UpdaterCore, records: list[Record]) ->
         stage=STAGE,
         worker=context.worker,
         updates=len(updates),
+        too_old=len(dropped),
         **counts,
         conflicts=outcome.conflicts,
         dead_letters=len(letters),

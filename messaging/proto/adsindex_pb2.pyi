@@ -176,6 +176,40 @@ class DeadLetter(_message.Message):
     row: str
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., stage: _Optional[str] = ..., handler: _Optional[str] = ..., reason: _Optional[str] = ..., error: _Optional[str] = ..., detail: _Optional[str] = ..., topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., payload: _Optional[bytes] = ..., payload_type: _Optional[str] = ..., at_us: _Optional[int] = ..., table: _Optional[str] = ..., row: _Optional[str] = ...) -> None: ...
 
+class SwitchSetting(_message.Message):
+    __slots__ = ("name", "value", "who", "why", "at_us")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    AT_US_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: str
+    who: str
+    why: str
+    at_us: int
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ..., who: _Optional[str] = ..., why: _Optional[str] = ..., at_us: _Optional[int] = ...) -> None: ...
+
+class Drop(_message.Message):
+    __slots__ = ("stage", "reason", "lane", "at_us", "count", "entities", "oldest_origin_us", "detail")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    AT_US_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    ENTITIES_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_ORIGIN_US_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    reason: str
+    lane: Lane
+    at_us: int
+    count: int
+    entities: _containers.RepeatedScalarFieldContainer[str]
+    oldest_origin_us: int
+    detail: str
+    def __init__(self, stage: _Optional[str] = ..., reason: _Optional[str] = ..., lane: _Optional[_Union[Lane, str]] = ..., at_us: _Optional[int] = ..., count: _Optional[int] = ..., entities: _Optional[_Iterable[str]] = ..., oldest_origin_us: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
+
 class ChangeBatch(_message.Message):
     __slots__ = ("changes", "dry_run")
     CHANGES_FIELD_NUMBER: _ClassVar[int]

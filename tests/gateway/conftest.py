@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from compose import ServerInfo, Stack
 from messaging.home import Home
 from tests.gateway.gateway_support import Captured
+from tests.gateway.mysql_support import Ads, Tail, admin_url, client
+from tests.stack_support import mysql_server, own_stack, shared_stack
+
+__all__ = ["mysql_server", "own_stack", "shared_stack"]
 
 
 @pytest.fixture
@@ -23,3 +30,27 @@ def ads(tmp_path: Path) -> Iterator[Captured]:
 def home(tmp_path: Path) -> Home:
     """A home of its own."""
     return Home.open(tmp_path / "home")
+
+
+@pytest.fixture
+def mysql(mysql_server: ServerInfo) -> Iterator[Ads]:
+    """An empty ads DB on the shared MySQL server."""
+    ads = Ads(mysql_server.url)
+    yield ads
+    ads.close()
+
+
+@pytest.fixture
+def tail(mysql: Ads, tmp_path: Path) -> Iterator[Tail]:
+    """A change feed on `mysql`, driven by hand, its first snapshot (of nothing) done."""
+    tail = Tail(mysql, tmp_path / "home")
+    tail.drain()
+    yield tail
+    tail.close()
+
+
+@pytest.fixture
+def mysql_admin(shared_stack: Stack, mysql_server: ServerInfo) -> Iterator[Any]:
+    """A connection of the shared server's administrator."""
+    with closing(client(admin_url(shared_stack, mysql_server))) as connection:
+        yield connection

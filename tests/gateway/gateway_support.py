@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from catalog import Catalog, load_catalog
-from gateway import AdsDb, Change, Materialized, Materializer, SqliteChangeFeed, stage
+from gateway import Change, Materialized, Materializer, SqliteAdsDb, SqliteChangeFeed, stage
 from gateway._rows import SqliteRowSource
-from messaging import EmbeddedLog, open_embedded_log
+from messaging import Log, open_embedded_log
 from messaging.home import Home
 from messaging.metrics import StageMetrics
 from messaging.proto import adsindex_pb2 as pb
@@ -30,7 +30,7 @@ class Captured:
 
     def __init__(self, path: Path, catalog: Catalog = CATALOG) -> None:
         self.catalog = catalog
-        self.db = AdsDb.open(path)
+        self.db = SqliteAdsDb.at(path)
         self.db.ensure_capture(catalog)
         self.app = sqlite3.connect(path, isolation_level=None)
         self.feed = SqliteChangeFeed(self.db, catalog)
@@ -59,14 +59,14 @@ def values_of(update: pb.EntityUpdate) -> dict[str, Any]:
     return {c.name: msgspec.msgpack.decode(c.value) if c.value else None for c in update.columns}
 
 
-def context_of(home: Home, log: EmbeddedLog, ready: Callable[[int], None] = lambda _: None) -> StageContext:
+def context_of(home: Home, log: Log, ready: Callable[[int], None] = lambda _: None) -> StageContext:
     """Return a Gateway stage's context."""
     metrics = StageMetrics(home.metrics, "gateway-0")
     return StageContext("gateway", 0, home, CATALOG, log, metrics, threading.Event(), ready)
 
 
 @contextlib.contextmanager
-def running(home: Home) -> Iterator[tuple[StageContext, EmbeddedLog, int]]:
+def running(home: Home) -> Iterator[tuple[StageContext, Log, int]]:
     """Run the stage in a thread; give (context, log, port of the RPC mirror)."""
     ports: list[int] = []
     up = threading.Event()
@@ -88,7 +88,7 @@ def running(home: Home) -> Iterator[tuple[StageContext, EmbeddedLog, int]]:
             assert not thread.is_alive()
 
 
-def wait_published(home: Home, log: EmbeddedLog, timeout_s: float = 30.0) -> None:
+def wait_published(home: Home, log: Log, timeout_s: float = 30.0) -> None:
     """Wait until everything in the change table is published."""
     with contextlib.closing(sqlite3.connect(home.ads_db)) as connection:
         eventually(
@@ -108,7 +108,7 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def published(log: EmbeddedLog) -> list[pb.EntityUpdate]:
+def published(log: Log) -> list[pb.EntityUpdate]:
     """Return all updates of all lanes; those of one entity are in the order of the log."""
     return [
         pb.EntityUpdate.FromString(record.value)
@@ -118,6 +118,6 @@ def published(log: EmbeddedLog) -> list[pb.EntityUpdate]:
     ]
 
 
-def letters(log: EmbeddedLog) -> list[pb.DeadLetter]:
+def letters(log: Log) -> list[pb.DeadLetter]:
     """Return all dead letters."""
     return [pb.DeadLetter.FromString(r.value) for r in log.read(DEAD_LETTERS, 0, 0, 100_000)]

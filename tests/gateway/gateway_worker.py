@@ -1,4 +1,4 @@
-"""A real Gateway process for the tests that kill it: python gateway_worker.py HOME."""
+"""A real Gateway process for the tests that kill it: python gateway_worker.py HOME [ADS_DB_URL]."""
 
 from __future__ import annotations
 
@@ -13,4 +13,7 @@ from tests.gateway.gateway_support import context_of
 if __name__ == "__main__":
     home = Home.open(Path(sys.argv[1]))
     with open_embedded_log(home.log, home.wake) as log:
-        stage.run(context_of(home, log, lambda port: print("ready", port, flush=True)))
+        context = context_of(home, log, lambda port: print("ready", port, flush=True))
+        if len(sys.argv) > 2:
+            context.settings["ads_db"] = sys.argv[2]
+        stage.run(context)

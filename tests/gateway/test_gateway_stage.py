@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from gateway import AdsDb, AdsDbUnavailable
+from gateway import AdsDbUnavailable, SqliteAdsDb
 from messaging import Position, open_embedded_log
 from messaging.home import Home
 from messaging.proto import adsindex_pb2 as pb
@@ -74,7 +74,7 @@ def test_replaced_file_is_noticed(ads: Captured, tmp_path: Path) -> None:
 def test_stage_publishes_whole_path(home: Home) -> None:
     """What is committed to the ads DB is published with the Gateway's hop, and counted."""
     with running(home) as (context, log, _):
-        AdsDb(home.ads_db).execute(ONE_OF_EACH + "UPDATE ads SET status = 'WHAT';")
+        SqliteAdsDb(home.ads_db).execute(ONE_OF_EACH + "UPDATE ads SET status = 'WHAT';")
         wait_published(home, log)
         updates = {(u.table, u.row): u for u in published(log)}
         assert len(updates) == 6
@@ -89,7 +89,7 @@ def test_stage_publishes_whole_path(home: Home) -> None:
 def test_rpc_mirror(home: Home) -> None:
     """The mirror materializes what it is given; a dry run publishes nothing; bad keys come back as dead letters."""
     with running(home) as (_, log, port), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        AdsDb(home.ads_db).execute(ONE_OF_EACH)
+        SqliteAdsDb(home.ads_db).execute(ONE_OF_EACH)
         wait_published(home, log)
         stub = rpc.GatewayStub(channel)
         changes = [pb.Change(source_table="ads", key="4"), pb.Change(source_table="ads", key="x")]
@@ -124,7 +124,7 @@ def test_replaced_ads_db_keeps_versions_growing(home: Home) -> None:
     with open_embedded_log(home.log, home.wake) as log:
         ensure_topics(log)
         log.set_committed([Position(GATEWAY_GROUP, CHANGE_FEED, 0, 1_001)])
-    with AdsDb.open(home.ads_db) as db:
+    with SqliteAdsDb.open(home.ads_db) as db:
         db.execute(ONE_OF_EACH)
     with running(home) as (context, log, _):
         eventually(lambda: len(published(log)) == 6)
@@ -150,7 +150,7 @@ def test_lost_changes_in_the_middle_resync(home: Home) -> None:
 def test_ads_db_away_and_back(home: Home, tmp_path: Path) -> None:
     """While the ads DB is away the stage waits, makes no empty one, and goes on when it is back."""
     with running(home) as (context, log, _):
-        db = AdsDb(home.ads_db)
+        db = SqliteAdsDb(home.ads_db)
         db.execute(ONE_OF_EACH)
         wait_published(home, log)
         db.close()
@@ -163,7 +163,7 @@ def test_ads_db_away_and_back(home: Home, tmp_path: Path) -> None:
         for file in away.iterdir():
             file.rename(home.root / file.name)
         eventually(lambda: context.metrics.gauges["ads_db_available"] == 1)
-        AdsDb(home.ads_db).execute("UPDATE pins SET title = 'back'")
+        SqliteAdsDb(home.ads_db).execute("UPDATE pins SET title = 'back'")
         eventually(lambda: any(values_of(u).get("title") == "back" for u in published(log)))
         assert context.metrics.counters["resyncs"] == 0
 
@@ -172,7 +172,7 @@ def test_huge_batch_is_published_in_parts(home: Home, monkeypatch: pytest.Monkey
     """A batch over the size limit goes out in halves, each with its position."""
     monkeypatch.setattr("gateway.stage.MAX_PUBLISH_BYTES", 50_000)
     with running(home) as (context, log, _):
-        AdsDb(home.ads_db).execute(
+        SqliteAdsDb(home.ads_db).execute(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40) "
             "INSERT INTO pins (id, description) SELECT 'p' || i, hex(zeroblob(10000)) FROM n"
         )
@@ -185,7 +185,7 @@ def test_huge_batch_is_published_in_parts(home: Home, monkeypatch: pytest.Monkey
 def test_killed_in_mid_load(home: Home) -> None:
     """kill -9 again and again under load: no change is missed, none is published twice, versions only grow."""
     rng = random.Random(7)
-    AdsDb.open(home.ads_db).ensure_capture(CATALOG)
+    SqliteAdsDb.open(home.ads_db).ensure_capture(CATALOG)
     app = sqlite3.connect(home.ads_db, isolation_level=None, timeout=20)
     worker = Path(__file__).with_name("gateway_worker.py")
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
@@ -215,7 +215,7 @@ def test_killed_in_mid_load(home: Home) -> None:
         for _ in range(rng.randrange(3, 9)):
             write(rng.randrange(1, 300))
         # Killed while it works: it has published something of this round, and is behind the writer.
-        eventually(lambda position=position: log.committed(GATEWAY_GROUP, CHANGE_FEED)[0] > position)
+        eventually(lambda position=position: log.committed(GATEWAY_GROUP, CHANGE_FEED)[0] > position)  # type: ignore[misc]
         write(rng.randrange(100, 1500))
         process.kill()
         process.wait(20)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from messaging import EmbeddedLog, Log
+from messaging.kafka import open_kafka_log
 
 WORKER = "tests.messaging.log_worker"
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,12 +41,30 @@ class EmbeddedBackend:
         return ["embedded", str(self.root)]
 
 
+@dataclass
+class KafkaBackend:
+    """A real broker, shared by tests: each has a prefix of its own."""
+
+    url: str
+    prefix: str
+
+    def open(self) -> Log:
+        """Open a handle."""
+        return open_kafka_log(self.url, prefix=self.prefix)
+
+    def address(self) -> list[str]:
+        """Return kind and place."""
+        return ["kafka", self.url, self.prefix]
+
+
 def open_address(address: list[str]) -> Log:
     """Open the log of a backend by its address."""
-    kind, place = address
-    if kind != "embedded":
-        raise ValueError(f"no such backend: {kind}")
-    return EmbeddedBackend(Path(place)).open()
+    kind, *place = address
+    if kind == "embedded":
+        return EmbeddedBackend(Path(place[0])).open()
+    if kind == "kafka":
+        return KafkaBackend(*place).open()
+    raise ValueError(f"no such backend: {kind}")
 
 
 class Worker:

@@ -46,6 +46,14 @@ def poll(log: Log, group: str, topics: list[str]) -> None:
     sys.stdin.read()
 
 
+def hold(log: Log, *, group: str, topics: list[str], member: str) -> None:
+    """Poll once as a named member, say how many came, and stay alive without committing until the input ends."""
+    consumer = log.consumer(group, topics, member=member)
+    say("ready")
+    say(str(len(consumer.poll(100, 30))))
+    sys.stdin.read()
+
+
 def publish(log: Log, *, topic: str, incarnation: str, acks: str, keys: int, batch: int) -> None:
     """Publish numbered batches over several keys, each with a position, and write down what was acknowledged."""
     fd = os.open(acks, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -86,7 +94,13 @@ def main() -> None:
     """Run the mode named by the arguments."""
     parameters = json.loads(sys.argv[2])
     log = open_address(parameters.pop("address"))
-    modes: dict[str, Callable[..., None]] = {"poll": poll, "publish": publish, "consume": consume, "wait": wait}
+    modes: dict[str, Callable[..., None]] = {
+        "poll": poll,
+        "hold": hold,
+        "publish": publish,
+        "consume": consume,
+        "wait": wait,
+    }
     modes[sys.argv[1]](log, **parameters)
     log.close()
 

@@ -340,6 +340,23 @@ def test_positions_are_stored_with_the_records(log: Log) -> None:
     settle([consumer, log.consumer("g", ["in"])], [1, 1])
 
 
+def test_positions_of_a_pseudo_topic_carry_metadata(backend: Backend, log: Log) -> None:
+    """A position may be any number and carry text, read by others too; too long a text is an error."""
+    log.ensure_topic("feed", 1)
+    assert log.committed_metadata("g", "feed") == {0: ""}
+    log.publish([], [Position("g", "feed", 0, 1 << 60, "gtid:0-1-270,sérvér")])
+    other = backend.open()
+    assert other.committed("g", "feed") == {0: 1 << 60}
+    assert other.committed_metadata("g", "feed") == {0: "gtid:0-1-270,sérvér"}
+    other.set_committed([Position("g", "feed", 0, 7)])
+    assert log.committed("g", "feed") == {0: 7}
+    assert log.committed_metadata("g", "feed") == {0: ""}
+    with pytest.raises(LogError, match="metadata"):
+        log.publish([], [Position("g", "feed", 0, 8, "x" * 5000)])
+    assert log.committed("g", "feed") == {0: 7}
+    other.close()
+
+
 def test_trim_forgets_old_records(log: Log) -> None:
     """Trimmed records are gone, the others keep their offsets, and reading below names the oldest left."""
     log.ensure_topic("t", 1)

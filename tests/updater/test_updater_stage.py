@@ -10,11 +10,14 @@ import pytest
 
 from catalog import Catalog, LaneName
 from messaging import OutRecord
+from messaging.drops import report_drops
+from messaging.headers import now_us
 from messaging.metrics import merged_counters, read_metrics
 from messaging.proto import adsindex_pb2 as pb
 from messaging.proto import adsindex_pb2_grpc as rpc
 from messaging.rpc import open_channel
 from messaging.stage import StageContext
+from messaging.switches import set_switch
 from messaging.topics import DEAD_LETTERS, SIGNALS, UPDATER_GROUP, UPDATES
 from storage_repo import Repo
 from tests.updater.stages import stage_context
@@ -187,3 +190,44 @@ def test_a_dry_run_changes_nothing(stage: Stage, mirror: rpc.UpdaterStub) -> Non
     assert stage.context.log.end_offsets(DEAD_LETTERS) == {0: 0}
     really = mirror.Apply(pb.UpdateBatch(updates=batch))
     assert [r.outcome for r in really.results] == [r.outcome for r in reply.results]
+
+
+def test_old_updates_of_a_lane_are_dropped_counted_and_listed(stage: Stage) -> None:
+    """With a limit on the age of a lane, its old updates are not stored but counted and listed; other lanes flow."""
+    log = stage.context.log
+    set_switch(log, "drop_older.low", "10m", who="anna", why="test")
+    stage.context.switches.refresh(force=True)
+    old = update("pin", "1", 1, PIN, lane=pb.LANE_LOW)
+    fresh = update("pin", "2", 1, PIN, lane=pb.LANE_LOW, origin_us=now_us())
+    stage.publish(UPDATES[LaneName.LOW], "1", old.SerializeToString())
+    stage.publish(UPDATES[LaneName.LOW], "2", fresh.SerializeToString())
+    stage.publish(UPDATES[LaneName.HIGH], "3", update("pin", "3", 1, PIN).SerializeToString())
+    stage.until(stage.idle)
+    kept = [row for row in ("1", "2", "3") if stored(stage.repo, stage.context.catalog, "pin", row)]
+    assert kept == ["2", "3"]
+    assert stage.context.metrics.counters["dropped:too_old:low"] == 1
+    (line,) = report_drops(log)
+    assert (line.stage, line.reason, line.lane, line.count, line.entities) == (
+        "updater",
+        "too_old",
+        "low",
+        1,
+        ("pin/1",),
+    )
+
+
+def test_paused_lane_waits_in_the_log(stage: Stage) -> None:
+    """A paused lane's updates stay in the log while the others are stored, and are stored when it goes on."""
+    log = stage.context.log
+    set_switch(log, "pause.low", "on", who="anna", why="test")
+    stage.context.switches.refresh(force=True)
+    stage.until(lambda: stage.context.switches.paused(LaneName.LOW))
+    stage.publish(SIGNALS, "x", b"")  # ends the poll that began before the pause
+    stage.until(stage.idle)
+    stage.publish(UPDATES[LaneName.LOW], "1", update("pin", "1", 1, PIN, lane=pb.LANE_LOW).SerializeToString())
+    stage.publish(UPDATES[LaneName.HIGH], "2", update("pin", "2", 1, PIN).SerializeToString())
+    stage.until(lambda: bool(stored(stage.repo, stage.context.catalog, "pin", "2")))
+    assert not stored(stage.repo, stage.context.catalog, "pin", "1")
+    set_switch(log, "pause.low", "off", who="anna", why="test")
+    stage.until(stage.idle)
+    assert stored(stage.repo, stage.context.catalog, "pin", "1") == PIN

@@ -1,0 +1,125 @@
+"""Which backends a home uses: chosen once by `up`, remembered in HOME/settings.json, found there by every command."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from messaging import LogError
+from messaging.home import Home
+from messaging.kafka_settings import KafkaSettings
+
+EMBEDDED = "embedded"
+"""The backend inside the home itself; the default of every part."""
+_ADS_DB_SCHEMES = ("sqlite", "mysql+pymysql")
+
+
+class SettingsError(Exception):
+    """The settings of a home cannot be used; the text says which, why and what to do."""
+
+
+class Settings(BaseModel):
+    """Backends of one home: "embedded" or a URL each. Unknown names and half-set URLs are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    ads_db: str = EMBEDDED
+    """`mysql+pymysql://user:password@host:port/database`, `sqlite:///file`, or embedded."""
+    log: str = EMBEDDED
+    """`kafka://host:port[,host:port][/prefix][?…]` (see `messaging.kafka.KafkaSettings`), or embedded."""
+
+    @field_validator("ads_db")
+    @classmethod
+    def _check_ads_db(cls, value: str) -> str:
+        if value == EMBEDDED:
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in _ADS_DB_SCHEMES:
+            raise ValueError(f"an ads DB is {EMBEDDED}, sqlite:///FILE or mysql+pymysql://USER:PASSWORD@HOST:PORT/NAME")
+        if parts.scheme != "sqlite" and (not parts.hostname or not parts.path.strip("/")):
+            raise ValueError(
+                "the ads DB's URL needs a host and the name of a database: mysql+pymysql://…@HOST:PORT/NAME"
+            )
+        return value
+
+    @field_validator("log")
+    @classmethod
+    def _check_log(cls, value: str) -> str:
+        if value != EMBEDDED:
+            try:
+                KafkaSettings.parse(value)
+            except LogError as error:
+                raise ValueError(str(error)) from error
+        return value
+
+    @classmethod
+    def load(cls, home: Home) -> Self:
+        """Return the settings of a home; all embedded when nothing was ever chosen. Raises SettingsError."""
+        file = settings_file(home)
+        try:
+            return cls.model_validate(json.loads(file.read_text()))
+        except FileNotFoundError:
+            return cls()
+        except ValidationError as error:
+            raise SettingsError(f"{file}: {_sentence(error)}; correct or remove the file") from error
+        except ValueError as error:
+            raise SettingsError(f"{file} is not JSON: {error}; correct or remove the file") from error
+
+    def public(self) -> dict[str, str]:
+        """Return the settings for people: without passwords."""
+        return {name: _without_password(value) for name, value in self.model_dump().items()}
+
+
+def settings_file(home: Home) -> Path:
+    """Return where a home's settings are remembered."""
+    return home.root / "settings.json"
+
+
+def choose(home: Home, **chosen: str | None) -> Settings:
+    """Return the home's settings with the chosen ones changed, and remember them. None leaves a setting as it was.
+
+    Raises SettingsError for a value that cannot be used, and for another log under a base index: its manifest counts
+    positions in the log it was built beside.
+    """
+    before = Settings.load(home)
+    changes = {name: value for name, value in chosen.items() if value is not None}
+    try:
+        after = Settings.model_validate(before.model_dump() | changes)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error)) from error
+    if after == before:
+        return after
+    if after.log != before.log and (home.base / "CURRENT").exists():
+        raise SettingsError(
+            f"{home.root} has a base index whose positions count records of the log {_without_password(before.log)}; "
+            f"use a new home for another log, or remove {home.base} and build the base index again"
+        )
+    part = settings_file(home).with_suffix(".part")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:  # may hold passwords
+        file.write(json.dumps(after.model_dump(), indent=1) + "\n")
+    part.replace(settings_file(home))
+    return after
+
+
+def stage_settings(home: Home) -> dict[str, str]:
+    """Return what a stage is told of the home's backends: "ads_db" is the URL when it is not the embedded one."""
+    chosen = Settings.load(home)
+    return {} if chosen.ads_db == EMBEDDED else {"ads_db": chosen.ads_db}
+
+
+def _sentence(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
+        for fault in error.errors(include_url=False)
+    )
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=user.partition(":")[0] + at + host)) if at else url

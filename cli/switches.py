@@ -1,0 +1,109 @@
+"""`adsindex switch` and `adsindex report`: what operations may turn off, and what was dropped because of it."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+import sys
+from dataclasses import asdict
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.runtime import CommandError, open_log
+from cli.show import table_of
+from messaging.drops import report_drops
+from messaging.home import Home
+from messaging.switches import Switches, set_switch
+
+switch_app = typer.Typer(no_args_is_help=True, help="Switches: stop publishing, drop what is old, pause a lane.")
+report_app = typer.Typer(no_args_is_help=True, help="Reports.")
+
+_HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Where this installation keeps its state.", envvar="ADSINDEX_HOME")
+]
+_JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+@switch_app.command("list")
+def list_switches(
+    home: _HomeOption = None,
+    as_json: _JsonOption = False,
+    history: Annotated[bool, typer.Option("--history", help="Every setting that is still kept, oldest first.")] = False,
+) -> None:
+    """Show every switch: value, who set it, when and why."""
+    with open_log(Home.open(home)) as log:
+        switches = Switches(log)
+        switches.refresh(force=True)
+        shown = switches.history if history else switches.all()
+    if as_json:
+        sys.stdout.write(json.dumps({"switches": [asdict(setting) for setting in shown]}) + "\n")
+    else:
+        table_of(
+            ["switch", "value", "who", "when", "why"], [[s.name, s.value, s.who, _time(s.at_us), s.why] for s in shown]
+        )
+
+
+@switch_app.command("set")
+def set_one(
+    name: Annotated[str, typer.Argument(help="publishing, drop_older.LANE or pause.LANE.")],
+    value: Annotated[str, typer.Argument(help="on, off, or an age: 30s, 10m, 2h, 1d.")],
+    why: Annotated[str, typer.Option("--why", help="For whoever is on call next.")],
+    who: Annotated[str | None, typer.Option("--who", help="Default: the user and host that run this.")] = None,
+    home: _HomeOption = None,
+    as_json: _JsonOption = False,
+) -> None:
+    """Set a switch for every process, effective within seconds; who, when and why are kept."""
+    with open_log(Home.open(home)) as log:
+        setting = set_switch(log, name, value, who=who or f"{getpass.getuser()}@{socket.gethostname()}", why=why)
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(setting)) + "\n")
+    else:
+        typer.echo(f"{setting.name} is {setting.value} from now on")
+
+
+@report_app.command("drops")
+def drops(
+    home: _HomeOption = None,
+    as_json: _JsonOption = False,
+    day: Annotated[
+        str | None, typer.Option("--day", help="YYYY-MM-DD (UTC) or today; default: all that is kept.")
+    ] = None,
+) -> None:
+    """List what was dropped or dead-lettered, by day, reason and lane, and how to send it again."""
+    with open_log(Home.open(home)) as log:
+        lines = report_drops(log, _day(day))
+    if as_json:
+        shown = [asdict(line) | {"day": line.day.isoformat()} for line in lines]
+        sys.stdout.write(json.dumps({"total": sum(line.count for line in lines), "drops": shown}) + "\n")
+        return
+    if not lines:
+        typer.echo("nothing was dropped")
+        return
+    table_of(
+        ["day (UTC)", "what", "stage", "reason", "lane", "count", "for example"],
+        [
+            [line.day, line.kind, line.stage, line.reason, line.lane, line.count, ", ".join(line.entities[:3])]
+            for line in lines
+        ],
+    )
+    for hint in dict.fromkeys(line.hint for line in lines):
+        typer.echo(hint)
+
+
+def _day(text: str | None) -> date | None:
+    if text is None:
+        return None
+    if text == "today":
+        return datetime.now(UTC).date()
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise CommandError(f"--day {text!r} is no day; write it as 2026-01-31, or today") from error
+
+
+def _time(at_us: int) -> str:
+    return datetime.fromtimestamp(at_us / 1e6, UTC).isoformat(sep=" ", timespec="seconds") if at_us else ""

@@ -1,0 +1,106 @@
+"""Which change feed and which rows belong to an ads DB."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+
+from catalog import Catalog
+from gateway import _mysql
+from gateway._exceptions import AdsDbUnavailable
+from gateway._mysql_rows import MysqlRowSource
+from gateway._mysql_server import end_position
+from gateway._rows import SqliteRowSource
+from gateway.ads_db import AdsDb
+from gateway.binlog import RESYNC_GROUP, BinlogChangeFeed
+from gateway.binlog_position import FeedState, file_order
+from gateway.feed import ChangeFeed, SqliteChangeFeed
+from gateway.mysql_ads_db import MysqlAdsDb
+from gateway.sqlite_ads_db import SqliteAdsDb
+from messaging import Log, Position
+from messaging.topics import CHANGE_FEED, GATEWAY_GROUP
+
+
+@dataclass(frozen=True, slots=True)
+class FeedLag:
+    """What the Gateway has not published yet; `waiting` 0 means nothing. `unit` says what is counted."""
+
+    waiting: int
+    end: int
+    position: int
+    unit: str
+
+
+def open_feed(db: AdsDb, catalog: Catalog, log: Log, *, by_file: bool = False) -> ChangeFeed:
+    """Open the change feed of an ads DB; `by_file`: a binlog by file and offset. Raises GatewayError."""
+    if isinstance(db, MysqlAdsDb):
+        return BinlogChangeFeed(db, catalog, log, by_file=by_file)
+    return SqliteChangeFeed(_sqlite(db), catalog)
+
+
+def open_rows(db: AdsDb, catalog: Catalog, feed: ChangeFeed | None = None) -> SqliteRowSource | MysqlRowSource:
+    """Open the rows of an ads DB, no older than what `feed` has handed out. Raises AdsDbUnavailable."""
+    if isinstance(db, MysqlAdsDb):
+        if isinstance(feed, BinlogChangeFeed):
+            return MysqlRowSource(db, catalog, expect=feed.server.identity, need=feed.read_point)
+        return MysqlRowSource(db, catalog)
+    return SqliteRowSource(_sqlite(db), catalog)
+
+
+def newest_number(db: AdsDb, catalog: Catalog, log: Log) -> int:
+    """Return a number that no change still to come will have: a version for rows that are read now."""
+    if isinstance(db, MysqlAdsDb):
+        return max(0, log.committed(GATEWAY_GROUP, CHANGE_FEED).get(0, 0) - 1)
+    with closing(SqliteChangeFeed(_sqlite(db), catalog)) as feed:
+        return feed.end()
+
+
+def feed_lag(db: AdsDb, log: Log) -> FeedLag:
+    """Return how far the Gateway is behind the ads DB, from outside of it. Raises AdsDbUnavailable, PositionLost."""
+    known = CHANGE_FEED in log.topics()
+    position = max(0, log.committed(GATEWAY_GROUP, CHANGE_FEED).get(0, 0) - 1) if known else 0
+    if not isinstance(db, MysqlAdsDb):
+        end = db.last_change()
+        return FeedLag(max(0, end - position), end, position, "changes")
+    with closing(db.connect()) as connection, _mysql.translated(db.name):
+        now = end_position(connection)
+    end = _as_number(now.file, now.offset)
+    stored = log.committed_metadata(GATEWAY_GROUP, CHANGE_FEED).get(0, "") if known else ""
+    if not stored:
+        return FeedLag(end, end, 0, "bytes of the binlog")
+    state = FeedState.from_json(stored)
+    at = state.position
+    if at.server != now.server or not at.file:
+        return FeedLag(1, end, 0, "bytes of the binlog")  # another server: how much is not known before it is read
+    behind = max(0, end - _as_number(at.file, at.offset))
+    asked = log.committed(RESYNC_GROUP, CHANGE_FEED).get(0, 0) > state.resync
+    return FeedLag(behind + len(state.todo) + asked, end, _as_number(at.file, at.offset), "bytes of the binlog")
+
+
+def request_resync(db: AdsDb, catalog: Catalog, log: Log) -> int:
+    """Have every row of the ads DB sent again, for the low lane; return how many rows there are.
+
+    On a binlog this is also the way out of a lost position. It holds whether or not a Gateway runs now.
+    """
+    if isinstance(db, MysqlAdsDb):
+        requested = log.committed(RESYNC_GROUP, CHANGE_FEED).get(0, 0)
+        with closing(db.connect()) as connection, _mysql.translated(db.name):
+            rows = sum(
+                int(_mysql.rows(connection, f"SELECT COUNT(*) FROM {_mysql.quoted(table.source.table)}")[0][0])
+                for table in catalog.entity_tables()
+                if table.source is not None
+            )
+        log.set_committed([Position(RESYNC_GROUP, CHANGE_FEED, 0, requested + 1)])
+        return rows
+    with closing(SqliteChangeFeed(_sqlite(db), catalog)) as feed:
+        return feed.resync(max(feed.end() + 1, log.committed(GATEWAY_GROUP, CHANGE_FEED).get(0, 0)))
+
+
+def _as_number(file: str, offset: int) -> int:
+    return (file_order(file, 0)[1] << 32) + offset
+
+
+def _sqlite(db: AdsDb) -> SqliteAdsDb:
+    if not isinstance(db, SqliteAdsDb):
+        raise AdsDbUnavailable(f"ads DB {db.name}: there is no change feed for {type(db).__name__}")
+    return db

@@ -1,0 +1,191 @@
+"""The docker compose file, as far as it can be checked without Docker: pins, health checks, loopback, references."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from compose.jars import TEMPLATES
+from tests.support import ROOT
+
+COMPOSE = ROOT / "compose"
+FILE = COMPOSE / "docker-compose.yml"
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(FILE.read_text())["services"]
+DOCKERFILES = sorted((COMPOSE / "docker").glob("*.Dockerfile"))
+PINNED = re.compile(r"[\w./-]+:(?=[\w.-]*\d)[\w.-]*\d[\w.-]*")
+"""A name and a tag with a digit in it: `latest`, `slim` and no tag at all move."""
+
+
+def test_the_whole_stack_is_there() -> None:
+    """Every server that the service can use, and the service itself."""
+    assert set(SERVICES) == {
+        "mysql", "kafka", "hbase", "hbase-thrift", "omid", "s3", "prometheus", "adsindex",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_images_are_pinned(name: str) -> None:
+    """No tag that means something else tomorrow."""
+    assert PINNED.fullmatch(SERVICES[name]["image"])
+
+
+@pytest.mark.parametrize("image", ["mysql", "mysql:latest", "a/b:slim", "a/b:"])
+def test_moving_tags_are_seen(image: str) -> None:
+    """The check above can fail."""
+    assert not PINNED.fullmatch(image)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_services_have_a_health_check_and_come_back(name: str) -> None:
+    """Each says when it is ready and how long that may take, and is started again after a crash."""
+    check = SERVICES[name]["healthcheck"]
+    assert check["test"][0] == "CMD"
+    assert {"interval", "timeout", "retries", "start_period"} <= set(check)
+    assert SERVICES[name]["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_ports_are_on_loopback(name: str) -> None:
+    """Published ports name 127.0.0.1; in the host's network the program itself must bind it."""
+    service = SERVICES[name]
+    for port in service.get("ports", []):
+        assert re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port)
+    if service.get("network_mode") == "host":
+        assert "ports" not in service
+        assert name == "adsindex" or "--web.listen-address=127.0.0.1:9091" in service["command"]
+
+
+def test_ports_are_used_once() -> None:
+    """Two services cannot have the same port of the host; those in its network count too."""
+    ports = [port.split(":")[1] for service in SERVICES.values() for port in service.get("ports", [])]
+    ports += ["9091", SERVICES["adsindex"]["environment"]["ADSINDEX_PORT"]]
+    assert len(ports) == len(set(ports))
+
+
+def test_what_a_service_waits_for_exists_and_is_healthy_first() -> None:
+    """Dependencies and shared networks name services of this file."""
+    for service in SERVICES.values():
+        for other, how in service.get("depends_on", {}).items():
+            assert other in SERVICES
+            assert how == {"condition": "service_healthy"}
+        if (mode := service.get("network_mode", "host")) != "host":
+            assert mode.removeprefix("service:") in service["depends_on"]
+
+
+def test_files_and_volumes_that_are_mounted_exist() -> None:
+    """A typing error in a path would make Docker mount an empty directory."""
+    volumes = set(yaml.safe_load(FILE.read_text())["volumes"])
+    used = set()
+    for service in SERVICES.values():
+        for mount in service.get("volumes", []):
+            source = mount.split(":")[0]
+            if source.startswith("."):
+                assert (COMPOSE / source).is_file()
+            else:
+                used.add(source)
+        if build := service.get("build"):
+            assert (COMPOSE / build["context"] / build["dockerfile"]).is_file()
+    assert used == volumes
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda file: file.name)
+def test_dockerfiles_are_pinned_and_copy_what_is_there(dockerfile: Path) -> None:
+    """Base images have versions; every copied file exists; nothing runs as root."""
+    text = dockerfile.read_text()
+    for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE):
+        assert PINNED.fullmatch(image)
+    contexts = [
+        (COMPOSE / service["build"]["context"])
+        for service in SERVICES.values()
+        if service.get("build", {}).get("dockerfile", "").endswith(dockerfile.name)
+    ]
+    assert contexts
+    for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE):
+        *sources, _ = [word for word in line.split() if not word.startswith("--")]
+        for source in sources:
+            assert (contexts[0] / source).exists()
+    assert re.search(r"^USER (?!root)", text, re.MULTILINE)
+
+
+def test_the_broker_is_the_one_without_docker() -> None:
+    """Both ways run the same Kafka, with the same refusal to make topics by accident."""
+    pom = (TEMPLATES / "kafka.pom.xml").read_text()
+    [version] = re.findall(r"<kafka.version>(.+)</kafka.version>", pom)
+    assert SERVICES["kafka"]["image"] == f"apache/kafka:{version}"
+    settings = dict(
+        line.split("=", 1) for line in (TEMPLATES / "server.properties").read_text().splitlines() if line[:1].isalpha()
+    )
+    environment = SERVICES["kafka"]["environment"]
+    for key in ("auto.create.topics.enable", "offsets.topic.replication.factor", "group.initial.rebalance.delay.ms"):
+        assert environment[f"KAFKA_{key.upper().replace('.', '_')}"] == settings[key]
+
+
+def test_the_database_is_set_up_as_without_docker() -> None:
+    """Row binlog, full image, full metadata, and the same accounts and database."""
+    without = (TEMPLATES / "my.cnf").read_text()
+    options = dict(re.findall(r"^([a-z][\w-]+)=(.+)$", without, re.MULTILINE))
+    given = dict(option.removeprefix("--").split("=", 1) for option in SERVICES["mysql"]["command"] if "=" in option)
+    for key in ("binlog_format", "binlog_row_image", "binlog_row_metadata", "binlog_checksum"):
+        assert given[key.replace("_", "-")] == options[key]
+    sql = (COMPOSE / "docker" / "mysql.sql").read_text()
+    for right in ("SELECT", "RELOAD", "SHOW DATABASES", "REPLICATION SLAVE", "REPLICATION CLIENT"):
+        assert right in sql
+    assert SERVICES["adsindex"]["environment"]["ADSINDEX_ADS_DB"].endswith("adsindex:adsindex@127.0.0.1:3306/ads")
+
+
+def test_hbase_publishes_the_ports_that_its_configuration_has() -> None:
+    """The region server tells clients its own port, so the published one must be the same."""
+    site = ET.parse(COMPOSE / "docker" / "hbase-site.xml").getroot()
+    values = {str(entry.findtext("name")): str(entry.findtext("value")) for entry in site}
+    published = {port.split(":")[1] for port in SERVICES["hbase"]["ports"]}
+    assert {values["hbase.zookeeper.property.clientPort"], values["hbase.master.port"]} <= published
+    assert values["hbase.regionserver.port"] in published
+    omid = (COMPOSE / "docker" / "omid-server-configuration.yml").read_text()
+    [port] = re.findall(r"^port: (\d+)$", omid, re.MULTILINE)
+    assert port in published
+    assert port in SERVICES["omid"]["healthcheck"]["test"]
+
+
+@pytest.mark.parametrize("script", ["run", "run-omid", "listens"])
+def test_scripts_are_executable_and_parse(script: str) -> None:
+    """A script with a syntax error, or without its mode, would be found only in the container."""
+    file = COMPOSE / "docker" / script
+    assert os.access(file, os.X_OK)
+    assert subprocess.run(["/bin/bash", "-n", file], check=False).returncode == 0
+
+
+def test_the_port_check_sees_a_listener_and_its_absence() -> None:
+    """The health check of HBase and Omid: exit 0 only if all ports accept connections."""
+    import socket
+
+    listens = COMPOSE / "docker" / "listens"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        assert subprocess.run([listens, port], check=False).returncode == 0
+        assert subprocess.run([listens, port, "1"], check=False).returncode == 1
+    assert subprocess.run([listens, port], check=False).returncode == 1
+
+
+def test_the_service_is_started_with_options_that_exist() -> None:
+    """The container's command uses commands and options of the command line."""
+    from typer.main import get_command
+
+    from cli.main import app
+
+    command = get_command(app)
+    text = (COMPOSE / "docker" / "service.Dockerfile").read_text()
+    calls = re.findall(r"python -m cli\.main ([a-z ]+?) (--[^&\]]*)", text)
+    assert [name for name, _ in calls] == ["topics apply", "up"]
+    for name, options in calls:
+        found: Any = command
+        for word in name.split():
+            found = found.commands[word]
+        known = {option for parameter in found.params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", options)) <= known

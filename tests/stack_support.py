@@ -1,0 +1,86 @@
+"""Real servers for tests: one MySQL and one Kafka per test process, started on first use, gone at the end.
+
+Every test uses its own database or topic prefix on them. A test that kills or reconfigures a server starts its own:
+`own_stack`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from compose import ServerInfo, ServerMissing, Stack
+from tests.support import IN_CI, ROOT
+
+_UNDERTAKER = """
+import shutil, sys
+from pathlib import Path
+from compose import Stack
+sys.stdin.read()
+Stack(Path(sys.argv[1])).down()
+shutil.rmtree(sys.argv[1], ignore_errors=True)
+"""
+"""Waits until the test process has ended, however it ended, and then stops its servers."""
+
+
+@contextmanager
+def temporary_stack(overrides: Mapping[str, Mapping[str, str]] | None = None) -> Iterator[Stack]:
+    """Yield a stack in a new directory; afterwards its servers are stopped, also when this process is killed."""
+    directory = Path(tempfile.mkdtemp(prefix="adsindex-stack-"))
+    directory.chmod(0o711)  # the account mysql must get through
+    undertaker = subprocess.Popen(
+        [sys.executable, "-c", _UNDERTAKER, str(directory)], stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True
+    )
+    try:
+        yield Stack(directory, overrides=overrides)
+    finally:
+        assert undertaker.stdin is not None
+        undertaker.stdin.close()
+        undertaker.wait(timeout=180)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def up_or_skip(stack: Stack, names: Sequence[str]) -> dict[str, ServerInfo]:
+    """Start servers; skip loudly where their programs are missing (in CI: fail). Every other failure is a failure."""
+    try:
+        return stack.up(names)
+    except ServerMissing as missing:
+        text = f"no real {' and '.join(names)}: {missing}"
+        if IN_CI:
+            pytest.fail(text)
+        warnings.warn(text, stacklevel=2)
+        pytest.skip(text)
+
+
+@pytest.fixture(scope="session")
+def shared_stack() -> Iterator[Stack]:
+    """The stack of this test process; nothing runs in it before a test asks for it."""
+    with temporary_stack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def kafka_server(shared_stack: Stack) -> ServerInfo:
+    """The broker that all tests of this process share; use a topic prefix of your own."""
+    return up_or_skip(shared_stack, ["kafka"])["kafka"]
+
+
+@pytest.fixture(scope="session")
+def mysql_server(shared_stack: Stack) -> ServerInfo:
+    """The MySQL server that all tests of this process share; use a database `ads_…` of your own."""
+    return up_or_skip(shared_stack, ["mysql"])["mysql"]
+
+
+@pytest.fixture
+def own_stack() -> Iterator[Stack]:
+    """A stack for one test that kills or stops servers; start them with `up_or_skip(own_stack, [...])`."""
+    with temporary_stack() as stack:
+        yield stack
