@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from argus._exceptions import UndeclaredRead
-from catalog.model import DELETED, SOURCE_VERSION
-from catalog.values import decode
+from catalog.model import DELETED, SOURCE_VERSION, Family
+from catalog.values import decode, refusal
 
+_CONTROL = f"{Family.CONTROL.value}:"
 _NIL = b"\xc0"  # MessagePack nil; never written by the pipeline, but a null all the same
 
 
@@ -44,9 +45,21 @@ class EntityRow:
             return value
 
     def raw(self, cell: str) -> bytes | None:
-        """Return the encoded value of a cell; None where there is none."""
+        """Return the encoded value of a cell; None where there is none or it was refused."""
         data = self.cells.get(cell)
-        return None if not data or data == _NIL else data
+        return None if not data or data == _NIL or refusal(data) is not None else data
+
+    def refused_control(self, cells: Iterable[str]) -> list[str]:
+        """Return a sentence for each of the control cells whose value was refused on the way in.
+
+        Null often lifts a condition there (targeting, dates), so a refused value must not pass for one.
+        """
+        return [
+            f"{label(self.table)} {self.key}: {cell.removeprefix(_CONTROL)} is not valid ({reason}); "
+            "mend it in the ads DB, a dead letter has the value"
+            for cell in cells
+            if cell.startswith(_CONTROL) and (reason := refusal(self.cells.get(cell))) is not None
+        ]
 
     def set(self, cell: str, data: bytes | None) -> None:
         """Lay an output over the row."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from catalog import Catalog, Column, InvalidValue, LaneName, Table, ValueType
-from catalog.values import check, decode, encode
+from catalog.values import check, decode, encode, refused
 from gateway._exceptions import SchemaMismatch
 from gateway.feed import Change
 from messaging import OutRecord
@@ -268,7 +268,7 @@ def _take(entity: _Entity, read: _Read, values: Sequence[object]) -> None:
                 checked = check(column, value)
             except InvalidValue as error:
                 entity.problems[column.name] = (column, error.reason, str(error))
-                entity.values[column.name] = b""
+                entity.values[column.name] = refused(error.reason)
             else:
                 entity.values[column.name] = b"" if checked is None else encode(checked)
 

@@ -144,3 +144,30 @@ def test_spending_the_budget_stops_the_campaign_without_rewriting_a_document(pip
     pipeline.until_idle()
     assert serving(pipeline) == {"1", "2"}
     assert pipeline.backends.log.end_offsets("serving.deltas") == deltas
+
+
+NULL_MEANS_ANYTHING = [
+    ("INSERT INTO targeting_specs (ad_group_id, spec) VALUES (1, CAST(x'fffe' AS TEXT))", "targeting_specs"),
+    (f"INSERT INTO targeting_specs (ad_group_id, spec) VALUES (1, '{'[' * 100_000}')", "targeting_specs"),
+    ("UPDATE ad_groups SET ends_at = '01/02/2020' WHERE id = 1", "ad_groups"),
+    ("UPDATE ad_groups SET starts_at = 'tomorrow' WHERE id = 1", "ad_groups"),
+]
+
+
+@pytest.mark.parametrize(("statement", "table"), NULL_MEANS_ANYTHING)
+def test_what_cannot_be_understood_is_not_taken_for_no_condition(
+    pipeline: InProcess, statement: str, table: str
+) -> None:
+    """A spec or date that is refused stops the ad; a spec or date that was never set puts no condition."""
+    sql = pipeline.backends.ads_db.execute
+    sql(statement)
+    pipeline.until_idle()
+    assert serving(pipeline) == {"2"}
+    assert len(letters(pipeline)) == 1
+    sql(
+        "DELETE FROM targeting_specs"
+        if table == "targeting_specs"
+        else "UPDATE ad_groups SET starts_at = NULL, ends_at = NULL"
+    )
+    pipeline.until_idle()
+    assert serving(pipeline) == {"1", "2"}
