@@ -264,7 +264,7 @@ def main() -> None:
 
     configure_logging("warning")
     try:
-        app()
+        app(prog_name="adsindex")
     except known_errors() as error:
         sys.stderr.write(f"adsindex: {error}\n")
         raise SystemExit(1) from error

@@ -103,6 +103,12 @@ class Supervisor:
         values = process_file(self.home, name).read()
         return int(values["port"]) if values else 0
 
+    def keep_port(self, stage: str, port: int) -> None:
+        """Start the stage on the same port again when it dies: people have its address."""
+        for managed in self.processes:
+            if managed.stage == stage:
+                managed.settings = (f"port={port}",)
+
     def tend(self) -> list[str]:
         """Start again what has died; call it often. Returns the names of processes found dead."""
         died = []

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from batch_workflows.retention import apply_retention
 from cli.backends import close_backends, open_backends
 from cli.idle import IdleWatch, Outstanding, outstanding
 from cli.runtime import open_catalog, process_file
@@ -27,6 +28,8 @@ from messaging.home import Home
 from messaging.metrics import read_metrics
 
 _LOOK_SECONDS = 0.1
+_RETENTION_SECONDS = 30.0
+"""Often enough that the log stays small, rarely enough that it costs nothing."""
 _METRICS_SECONDS = 5.0
 """A stage that has written no metrics for so long after all is done is hung; the report is made without it."""
 
@@ -72,6 +75,7 @@ def run_up(
             supervisor.start()
             supervisor.wait_ready()
             ui_port = supervisor.port("debug_ui-0")
+            supervisor.keep_port("debug_ui", ui_port)
             born = psutil.Process().create_time()
             process_file(home, "up").write(pid=psutil.Process().pid, born=born, started_at=born, ui_port=ui_port)
             console.print(f"[bold]adsindex is up[/bold] on {home.root}: http://127.0.0.1:{ui_port}/", highlight=False)
@@ -108,6 +112,7 @@ def _watch(supervisor: Supervisor, backends: Backends, stop: _Stop, console: Con
     watch = IdleWatch()
     live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
     last_line = 0.0
+    retained = time.monotonic()
     if live:
         live.start()
     try:
@@ -126,6 +131,10 @@ def _watch(supervisor: Supervisor, backends: Backends, stop: _Stop, console: Con
             elif time.monotonic() - last_line > 5.0 and state.total:
                 console.print(line, highlight=False)
                 last_line = time.monotonic()
+            if time.monotonic() - retained > _RETENTION_SECONDS:
+                trimmed = apply_retention(backends.home, backends.log)
+                structlog.get_logger().info("retention", records=trimmed.records, bases=trimmed.bases)
+                retained = time.monotonic()
             if watch.look(state) and until_idle:
                 return True
             time.sleep(_LOOK_SECONDS if until_idle else 5 * _LOOK_SECONDS)

@@ -15,7 +15,7 @@ WORKFLOWS = {
     "rollback-base": "move the pointer back to the base index before the current one",
     "refresh": "run the handlers again over everything or a selection, at low priority",
     "resync": "read every row of the ads DB again, at low priority",
-    "collect-garbage": "drop cell versions that neither history nor a live snapshot needs",
+    "collect-garbage": "drop cell versions, log records and old bases that nothing needs any more",
 }
 
 
@@ -25,6 +25,7 @@ def run_workflow(
     """Run a workflow to its end and return its record. Raises CommandError for an unknown name."""
     from batch_workflows.base_index import build_base_index
     from batch_workflows.refresh import refresh, resync
+    from batch_workflows.retention import apply_retention
     from manas import rollback
 
     if name not in WORKFLOWS:
@@ -47,7 +48,12 @@ def run_workflow(
         elif name == "resync":
             result = {"rows": resync(opened.ads_db, opened.catalog, opened.log)}
         else:
-            result = {"versions_collected": opened.repo.collect_garbage()}
+            trimmed = apply_retention(home, opened.log)
+            result = {
+                "versions_collected": opened.repo.collect_garbage(),
+                "records_trimmed": trimmed.records,
+                "bases_removed": trimmed.bases,
+            }
     return {"workflow": name, **result, "seconds": round(time.monotonic() - started, 3)}
 
 

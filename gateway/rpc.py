@@ -45,6 +45,12 @@ class GatewayService(rpc.GatewayServicer):
                 closing(SqliteRowSource(self._db, self._catalog)) as source,
             ):
                 end = feed.end()  # before the rows are read: they are at least as new as their version says
+                if beyond := [m.position for m in request.changes if m.position > end]:
+                    context.abort(
+                        grpc.StatusCode.INVALID_ARGUMENT,
+                        f"position {beyond[0]} is beyond the change feed's end {end}: as a version it would keep out "
+                        "every change to come; leave the position out",
+                    )
                 changes = [change_of(message, end) for message in request.changes]
                 result = self._materializer.materialize(changes, source)
             reply = pb.MaterializeReply(

@@ -18,6 +18,8 @@ LANE_OF: dict[int, LaneName] = {number: name for name, number in LANE_NUMBER.ite
 
 UPDATES: dict[LaneName, str] = {lane: f"updates.{lane.value}" for lane in LANES}
 NOTIFICATIONS: dict[LaneName, str] = {lane: f"notifications.{lane.value}" for lane in LANES}
+DEFERRED = "notifications.deferred"
+"""Rows that wait for an external source; Argus tries them again at a slow pace."""
 SIGNALS = "signals"
 """Content signals: EntityUpdate messages that need no materializing."""
 DELTAS = "serving.deltas"
@@ -36,7 +38,7 @@ ARGUS_GROUP = "argus"
 PARTITIONS: dict[str, int] = {
     **dict.fromkeys(UPDATES.values(), 4),
     # More partitions than Argus workers on one machine: shares stay even when a worker dies.
-    **dict.fromkeys(NOTIFICATIONS.values(), 8),
+    **dict.fromkeys((*NOTIFICATIONS.values(), DEFERRED), 8),
     SIGNALS: 4,
     DELTAS: 4,
     BUDGETS: 1,

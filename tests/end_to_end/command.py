@@ -29,7 +29,7 @@ def adsindex(
     """Run a command on a home and return it; a failure shows what it printed."""
     done = subprocess.run(
         [sys.executable, "-m", "cli.main", *map(str, words), "--home", str(home)],
-        cwd=home.parent, env=environment(), capture_output=True, text=True, input=text, timeout=UP_SECONDS, check=False,
+        cwd=ROOT, env=environment(), capture_output=True, text=True, input=text, timeout=UP_SECONDS, check=False,
     )  # fmt: skip
     if check and done.returncode != 0:
         raise AssertionError(f"{words} exited {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
