@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +16,7 @@ from catalog._lines import Lines, read_yaml
 from catalog.model import Destination, Family, LaneName, ValueType
 
 DEFAULT_CATALOG = Path(__file__).with_name("ads.yaml")
+_CURRENCY = re.compile(r"[A-Z]{3}")
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 
@@ -75,6 +78,14 @@ class _ServingSpec(_Strict):
     diversity: str | None = None
 
 
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+
+
+class _ExchangeRatesSpec(_Strict):
+    account: str
+    rates: dict[str, Rate]
+
+
 class _CatalogSpec(_Strict):
     version: Literal[1]
     name: str
@@ -82,6 +93,7 @@ class _CatalogSpec(_Strict):
     tables: dict[Name, _TableSpec]
     fields: dict[Name, _FieldSpec]
     serving: _ServingSpec
+    exchange_rates: _ExchangeRatesSpec | None = None
 
 
 # What a destination in Manas can hold; anything else is a fault of the declaration, found at start.
@@ -121,6 +133,7 @@ def load_catalog(file: Path | str | None = None) -> model.Catalog:
             faults.append(lines.fault(text, "tables", table.name, "root"))
     fields = _fields(spec, tables, lines, faults)
     _check_serving(spec.serving, fields, lines, faults)
+    rates = _exchange_rates(spec.exchange_rates, lines, faults)
     if not sound or len(roots) != 1 or (root := roots[0].root) not in tables or root is None:
         raise InvalidCatalog(faults)
     document = roots[0]
@@ -136,6 +149,7 @@ def load_catalog(file: Path | str | None = None) -> model.Catalog:
         },
         serving=model.Serving(**spec.serving.model_dump()),
         fingerprint=hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest(),
+        exchange_rates=rates,
     )
     _check_joins(catalog, lines, faults)
     if faults:
@@ -290,6 +304,19 @@ def _check_serving(spec: _ServingSpec, fields: dict[str, model.Field], lines: Li
         elif role in wanted and fields[name].index is not wanted[role]:
             text = f"{role}: field {name!r} must have index {wanted[role].value!r}"
             faults.append(lines.fault(text, "serving", role))
+
+
+def _exchange_rates(spec: _ExchangeRatesSpec | None, lines: Lines, faults: list[Fault]) -> model.ExchangeRates | None:
+    if spec is None:
+        return None
+    for currency in spec.rates:
+        if not _CURRENCY.fullmatch(currency):
+            text = f"{currency!r} is not an ISO 4217 code of three capitals"
+            faults.append(lines.fault(text, "exchange_rates", "rates", currency))
+    if spec.rates.get(spec.account) != 1:
+        text = f"the account currency {spec.account!r} must be among the rates, with rate 1"
+        faults.append(lines.fault(text, "exchange_rates", "account"))
+    return model.ExchangeRates(spec.account, {c: Fraction(str(rate)) for c, rate in spec.rates.items()})
 
 
 def _check_joins(catalog: model.Catalog, lines: Lines, faults: list[Fault]) -> None:

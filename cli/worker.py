@@ -15,7 +15,7 @@ from types import FrameType
 import psutil
 import structlog
 
-from cli.runtime import code_version, die_with_parent, open_catalog, open_log, process_file
+from cli.runtime import RunCatalog, code_version, die_with_parent, open_catalog, open_log, process_file
 from cli.stages import STAGES
 from messaging.home import Home
 from messaging.metrics import StageMetrics
@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--restarts", type=int, default=0)
+    parser.add_argument("--catalog", nargs=2, type=Path, metavar=("COPY", "SOURCE"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
     die_with_parent()
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
     home = Home.open(options.home)
-    catalog = open_catalog(home)
+    catalog = RunCatalog(*options.catalog).load() if options.catalog else open_catalog(home)
     process = f"{options.stage}-{options.worker}"
     file = process_file(home, process)
     born = psutil.Process().create_time()

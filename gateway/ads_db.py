@@ -70,16 +70,29 @@ class AdsDb:
         connection.text_factory = _sqlite.text_or_bytes
         return connection
 
-    def ensure_capture(self, catalog: Catalog) -> _capture.CaptureReport:
+    def ensure_capture(self, catalog: Catalog, position: int | None = None) -> _capture.CaptureReport:
         """Install change capture for the catalogue's tables; cheap when it is in place already.
 
-        Rows from before capture, or from before a column was declared, are enqueued in the same transaction.
-        Raises SchemaMismatch with the catalogue's lines, AdsDbUnavailable.
+        Rows that capture cannot have seen as they are now declared and defined are enqueued in the same transaction.
+        `position` is for the Gateway alone: the last change that it published. Raises SchemaMismatch with the
+        catalogue's lines, AdsDbUnavailable.
         """
         connection = _sqlite.connect(self.path)
         try:
             with _sqlite.translated(self.path):
-                return _capture.ensure_capture(connection, catalog)
+                return _capture.ensure_capture(connection, catalog, position)
+        finally:
+            connection.close()
+
+    def check_schema(self, catalog: Catalog) -> None:
+        """Raise SchemaMismatch, every fault with file and line, when the ads DB lacks what the catalogue reads.
+
+        Changes nothing. Raises AdsDbUnavailable.
+        """
+        connection = _sqlite.connect(self.path)
+        try:
+            with _sqlite.translated(self.path):
+                _capture.check_schema(connection, catalog)
         finally:
             connection.close()
 
@@ -106,6 +119,8 @@ class AdsDb:
         connection = _sqlite.connect(self.path)
         try:
             with _sqlite.translated(self.path):
+                if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'").fetchone():
+                    return 0  # no capture yet
                 query = "SELECT max(seq) FROM sqlite_sequence WHERE name = ?"
                 found = connection.execute(query, (_capture.CHANGES,)).fetchone()
                 return int(found[0] or 0)

@@ -47,9 +47,9 @@ def until_idle(home: Path, *words: str) -> dict[str, Any]:
     return report
 
 
-def documents(home: Path) -> dict[str, str]:
-    """Return id -> canonical bytes (hex) of every servable document."""
-    lines = adsindex("documents", "--no-readable", home=home).stdout.splitlines()
+def documents(home: Path, *words: str) -> dict[str, str]:
+    """Return id -> canonical bytes (hex) of every servable document; with "--served" of what serving has."""
+    lines = adsindex("documents", "--no-readable", *words, home=home).stdout.splitlines()
     return {row["id"]: row["document"] for row in map(json.loads, lines)}
 
 
