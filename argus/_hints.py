@@ -31,11 +31,16 @@ _ALWAYS = (1 << 63) - 1  # a notification without a commit timestamp is never co
 
 @dataclass(slots=True)
 class Hint:
-    """A notification as it came. `redelivered`: an earlier owner may have committed without publishing."""
+    """A notification as it came.
+
+    `redelivered`: an earlier owner may have committed without publishing; `republish` of the notification says the same
+    of what led to it. `deferred`: it was run before, and only waits for a source.
+    """
 
     notification: pb.Notification
     redelivered: bool = False
     record: Record | None = None
+    deferred: bool = False
 
 
 @dataclass(slots=True)
@@ -50,6 +55,8 @@ class Want:
     """Something that a handler watches changed; otherwise only a row that has not been run yet is."""
     refresh: bool
     redelivered: bool
+    deferred: bool
+    """It has been run, and nothing but a source's answer is new."""
 
     @property
     def must_publish(self) -> bool:
@@ -63,6 +70,7 @@ class Want:
         self.concerned |= other.concerned
         self.refresh |= other.refresh
         self.redelivered |= other.redelivered
+        self.deferred &= other.deferred
 
     def notification(self, plan: Plan) -> pb.Notification:
         """Return the notification that leads to this run again."""
@@ -73,7 +81,8 @@ class Want:
             columns=sorted(plan.triggers.get(self.root, ())),
             commit_ts=0 if self.commit_ts == _ALWAYS else self.commit_ts,
             writer="argus",
-            refresh=self.must_publish,
+            refresh=self.refresh,
+            republish=self.redelivered,
         )
 
 
@@ -133,14 +142,15 @@ def collapse(hints: Iterable[Hint]) -> list[Hint]:
         if (known := kept.get(key)) is None:
             copy = pb.Notification()
             copy.CopyFrom(new)
-            kept[key] = Hint(copy, hint.redelivered, hint.record)
+            kept[key] = Hint(copy, hint.redelivered or new.republish, hint.record, hint.deferred)
             continue
         old = known.notification
         old.header.CopyFrom(merged(old.header, new.header))
         old.columns.extend(set(new.columns) - set(old.columns))
         old.commit_ts = max(old.commit_ts, new.commit_ts) if old.commit_ts and new.commit_ts else 0
         old.refresh |= new.refresh
-        known.redelivered |= hint.redelivered
+        known.redelivered |= hint.redelivered or new.republish
+        known.deferred &= hint.deferred
     return list(kept.values())
 
 
@@ -182,6 +192,7 @@ def _fan_out(plan: Plan, snapshot: Snapshot, hint: Hint, budget: int, expanded: 
         following.CopyFrom(notification)
         following.fan_out.root, following.fan_out.cursor = plan.root, last
         following.fan_out.chunks_done += 1 if taken else 0
+        following.republish = hint.redelivered  # the dead may have come further than this chunk
         expanded.continuations.append(following)
     return taken
 
@@ -198,4 +209,5 @@ def _want(plan: Plan, hint: Hint, key: str, concerned: bool) -> Want:
         concerned=concerned or notification.refresh,
         refresh=notification.refresh,
         redelivered=hint.redelivered,
+        deferred=hint.deferred,
     )

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from argus._exceptions import UndeclaredRead
+from catalog.kinds import Family
 from catalog.model import DELETED, SOURCE_VERSION
-from catalog.values import decode, encode
+from catalog.values import decode, encode, refusal
 
+_CONTROL = f"{Family.CONTROL.value}:"
 _NIL = b"\xc0"  # MessagePack nil; never written by the pipeline, but a null all the same
 
 
@@ -44,9 +46,21 @@ class EntityRow:
             return value
 
     def raw(self, cell: str) -> bytes | None:
-        """Return the encoded value of a cell; None where there is none."""
+        """Return the encoded value of a cell; None where there is none or it was refused."""
         data = self.cells.get(cell)
-        return None if not data or data == _NIL else data
+        return None if not data or data == _NIL or refusal(data) is not None else data
+
+    def refused_control(self, cells: Iterable[str]) -> list[str]:
+        """Return a sentence for each of the control cells whose value was refused on the way in.
+
+        Null often lifts a condition there (targeting, dates), so a refused value must not pass for one.
+        """
+        return [
+            f"{label(self.table)} {self.key}: {cell.removeprefix(_CONTROL)} is not valid ({reason}); "
+            "mend it in the ads DB, a dead letter has the value"
+            for cell in cells
+            if cell.startswith(_CONTROL) and (reason := refusal(self.cells.get(cell))) is not None
+        ]
 
     def set(self, cell: str, data: bytes | None) -> None:
         """Lay an output over the row."""
@@ -90,6 +104,11 @@ class GatheredRows:
         """Return the encoded list of `value`."""
         found = self.value(cell)
         return None if found is None else encode(found)
+
+    def refused_control(self, cells: Iterable[str]) -> list[str]:
+        """Return a sentence for each control cell of each row whose value was refused on the way in."""
+        wanted = tuple(cells)
+        return [sentence for row in self.rows for sentence in row.refused_control(wanted)]
 
 
 AnyRow = EntityRow | GatheredRows

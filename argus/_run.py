@@ -27,6 +27,7 @@ BLOCKED_COLUMN = "blocked_by"
 """And this one (list<string>) says why not."""
 
 HANDLER_FAILED = "handler_failed"
+REFUSED_INPUT = "refused_input"
 SOURCE_UNAVAILABLE = "source_unavailable"
 SOURCE_BEHIND = "source_behind"
 TOO_LARGE = "value_too_large"
@@ -113,6 +114,9 @@ def _run_step(
     catalog: Catalog, step: Step, key: str, rows: Rows, output: EntityRow, answers: Answers, result: RunResult
 ) -> bytes | None:
     """Run one handler, keep its outputs, and return what its error cell has to say."""
+    if refused := [s for table, cell in step.allowed.values() for s in rows[table].refused_control((cell,))]:
+        _put(rows, step, dict.fromkeys(step.refs), result)
+        return encode([REFUSED_INPUT, refused[0][:_MAX_SENTENCE]])  # the dead letter was sent when it was refused
     inputs = Inputs(step.handler.name, step.allowed, step.tables, rows)
     context = HandlerContext(catalog, key, _answers_for(step, rows, answers, catalog))
     detail = ""
@@ -190,7 +194,7 @@ def _why_blocked(registry: Registry, plan: Plan, rows: Rows) -> list[str]:
     """Return every cause that keeps the document from being served, the first cause first."""
     if absence := rows[plan.root].absence:
         return [absence]
-    causes: list[str] = []
+    causes = [s for table, cells in plan.columns.items() for s in rows[table].refused_control(cells)]
     output, columns = rows[plan.output_table], registry.catalog.tables[plan.output_table].columns
     if SERVABLE_COLUMN in columns and output.value(columns[SERVABLE_COLUMN].cell) is not True:
         said = output.value(columns[BLOCKED_COLUMN].cell) if BLOCKED_COLUMN in columns else None

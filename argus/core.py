@@ -7,8 +7,11 @@ what it writes is a function of the inputs alone. A run may be left out when `me
 been run already.
 
 Why nothing committed stays unpublished. Records are acknowledged in one step with what they led to. A process that dies
-between commit and that step leaves its records unacknowledged; whoever gets them publishes those documents even if
-the run changes nothing.
+between commit and that step leaves its records unacknowledged, and whoever gets them works on them again; but the row
+may have gone elsewhere by then, and be reached by other hints only, which the dead run has covered. So `meta:run` also
+says which process ran the row: only a run of one's own, published in the same step or earlier, makes a later hint
+needless. Where the last run is another's, the document is published at its version even if nothing changed.
+Some hint always comes later: that of the change that the dead run saw, or of the one that led the row elsewhere.
 """
 
 from __future__ import annotations
@@ -33,9 +36,9 @@ from catalog.values import decode, encode
 from messaging import BadMessage
 from messaging.api import OutRecord, Record
 from messaging.dead_letters import dead_letter, out_record, parse
-from messaging.headers import lane_of, leave, now_us
+from messaging.headers import lane_of, leave, new_trace_id, now_us
 from messaging.proto import adsindex_pb2 as pb
-from messaging.topics import DELTAS, LANE_NUMBER, NOTIFICATIONS
+from messaging.topics import DEFERRED, DELTAS, LANE_NUMBER, NOTIFICATIONS
 from storage_repo import Conflict, Origin, Repo, SnapshotTooOld, Transaction
 
 STAGE = "argus"
@@ -78,15 +81,18 @@ class Outcome:
     deltas: list[pb.DocumentDelta] = field(default_factory=list)
     dead_letters: list[pb.DeadLetter] = field(default_factory=list)
     notifications: list[pb.Notification] = field(default_factory=list)
-    """Continuations of fan-outs, rows that go back after too many conflicts, and those that wait for a source."""
+    """Continuations of fan-outs, and rows that go back after too many conflicts."""
+    deferred: list[pb.Notification] = field(default_factory=list)
+    """Rows that wait for a source."""
     counts: Counter[str] = field(default_factory=Counter)
-    """runs, covered, unconcerned, documents_changed, documents_unchanged, conflicts, retries, returned,
-    continuations, rows_written, source_unavailable, source_behind, deferred."""
+    """runs, covered, unconcerned, documents_changed, documents_unchanged, republished, conflicts, retries, returned,
+    continuations, rows_written, source_unavailable, source_behind, deferred (rows that began to wait for a source),
+    waiting_for_source (those that were waiting, and still are)."""
 
     @property
     def only_waits(self) -> bool:
         """Nothing was done but to find that a source is still away."""
-        return 0 < self.counts["deferred"] == self.counts["runs"]
+        return self.counts["waiting_for_source"] > 0 == self.counts["runs"]
 
     def records(self) -> list[OutRecord]:
         """Return everything to be published."""
@@ -97,6 +103,7 @@ class Outcome:
                 OutRecord(NOTIFICATIONS[lane_of(n.header)], f"{n.table}/{n.row}", n.SerializeToString())
                 for n in self.notifications
             ),
+            *(OutRecord(DEFERRED, f"{n.table}/{n.row}", n.SerializeToString()) for n in self.deferred),
         ]
 
 
@@ -110,6 +117,12 @@ class Computed:
     runs: list[tuple[Want, RunResult]] = field(default_factory=list)
     needless: Counter[str] = field(default_factory=Counter)
     """Runs left out: "covered" by a run on a later snapshot, or "unconcerned"."""
+    strange: dict[str, bytes | None] = field(default_factory=dict)
+    """Rows that another process ran last, which may have published nothing -> body of their document."""
+    left_out: list[Want] = field(default_factory=list)
+    """Those of `strange` that need no run."""
+    waiting: list[tuple[Want, RunResult]] = field(default_factory=list)
+    """Runs of deferred rows that came to nothing new: they are not committed."""
 
 
 class ArgusCore:
@@ -135,6 +148,11 @@ class ArgusCore:
         self._metrics = metrics or NoMetrics()
         self._random = random.Random(seed)
         self._sleep = sleep
+        self.disown()
+
+    def disown(self) -> None:
+        """Count what was run so far as another's; call it when an outcome could not be published."""
+        self._id = new_trace_id()
 
     def process(self, records: Sequence[Record]) -> Outcome:
         """Parse and process records of a notification topic. Raises RepoError if the store is away."""
@@ -142,7 +160,8 @@ class ArgusCore:
         hints: list[Hint] = []
         for record in records:
             try:
-                hints.append(Hint(parse(pb.Notification, record), record.maybe_redelivered, record))
+                notification = parse(pb.Notification, record)
+                hints.append(Hint(notification, record.maybe_redelivered, record, record.topic == DEFERRED))
             except BadMessage as error:
                 outcome.dead_letters.append(
                     dead_letter(STAGE, "bad_message", str(error), record=record, payload_type="Notification")
@@ -180,6 +199,7 @@ class ArgusCore:
                     for want, result in computed.runs:
                         self._report(outcome, computed, want, result, computed.snapshot_ts)
             outcome.notifications.clear()
+            outcome.deferred.clear()
             waiting = [Hint(continuation) for continuation in expanded.continuations]
         return outcome
 
@@ -215,8 +235,13 @@ class ArgusCore:
         by_key = {want.key: want for want in wants}
 
         def keep(key: str, rows: Rows) -> bool:
-            why = self._needless(plan, by_key[key], rows)
+            want, stored = by_key[key], single(rows, plan.output_table).stored
+            why = self._needless(plan, want, rows)
             computed.needless[why or "needed"] += 1
+            if plan.is_document and not self._ran(stored):
+                computed.strange[key] = stored.get(DOCUMENT_BODY)
+                if why is not None:
+                    computed.left_out.append(want)
             return why is None
 
         joined = fetch(snapshot, self._registry.catalog, plan, list(by_key), keep=keep)
@@ -224,7 +249,10 @@ class ArgusCore:
         refresh = frozenset(key for key in joined if by_key[key].refresh)
         answers = look_up(plan, joined, self._sources, self._registry.catalog, refresh)
         for key, rows in joined.items():
-            computed.runs.append((by_key[key], execute(self._registry, plan, key, rows, answers)))
+            want, result = by_key[key], execute(self._registry, plan, key, rows, answers)
+            idle = want.deferred and not want.must_publish and key not in computed.strange and not result.changes
+            to = computed.waiting if idle and _waits(result) else computed.runs
+            to.append((want, result))
         self._metrics.time("fetch_us", (fetched - started) * 1e6)
         self._metrics.time("handlers_us", (time.perf_counter() - fetched) * 1e6)
         return computed
@@ -243,6 +271,11 @@ class ArgusCore:
                 conflicted.append(want)
             else:
                 raise commit
+        for want in computed.left_out:
+            self._publish(outcome, computed, want, computed.strange[want.key], computed.snapshot_ts)
+        for want, result in computed.waiting:
+            self._defer(outcome, computed.plan, want)
+            outcome.counts[SOURCE_UNAVAILABLE] += sum(f.reason == SOURCE_UNAVAILABLE for f in result.failures)
         outcome.counts["conflicts"] += len(conflicted)
         self._metrics.time("commit_us", (time.perf_counter() - started) * 1e6)
         return conflicted
@@ -275,6 +308,11 @@ class ArgusCore:
             return "covered"
         return None if want.concerned else "unconcerned"
 
+    def _ran(self, stored: Mapping[str, bytes]) -> bool:
+        """Whether the last run of a row was this core's own."""
+        last = decode(stored.get(RUN))
+        return last is not None and last[2:] == [self._id]
+
     def _transaction(self, computed: Computed, want: Want, result: RunResult) -> Transaction:
         header = leave(want.header, STAGE, computed.entered_us)
         passed_on = header.SerializeToString()
@@ -299,14 +337,14 @@ class ArgusCore:
         if (output, DOCUMENT_BODY) in result.changes:
             transaction.put(output, result.key, TIMELINE, passed_on)
         if result.exists:
-            transaction.put(output, result.key, RUN, encode([computed.snapshot_ts, self._code_version]))
+            transaction.put(output, result.key, RUN, encode([computed.snapshot_ts, self._code_version, self._id]))
         else:
             transaction.delete(output, result.key, RUN)  # a write like any other to the conflict check
         return transaction
 
     def _report(self, outcome: Outcome, computed: Computed, want: Want, result: RunResult, commit_ts: int) -> None:
         outcome.counts["runs"] += 1
-        if any(failure.reason == SOURCE_UNAVAILABLE for failure in result.failures):
+        if _waits(result):
             self._defer(outcome, computed.plan, want)
         for failure in result.failures:
             if failure.reason in (SOURCE_UNAVAILABLE, SOURCE_BEHIND):
@@ -317,38 +355,42 @@ class ArgusCore:
             return
         changed = result.body != result.body_before
         outcome.counts["documents_changed" if changed else "documents_unchanged"] += 1
-        version: int | None = commit_ts
-        if not changed:
-            if not want.must_publish:
-                return
-            version = self._version(computed.plan, result, commit_ts)
-            if version is None:
-                return  # never published, and not servable: nobody has to forget it
-        header = leave(want.header, STAGE, computed.entered_us)
-        outcome.deltas.append(
-            pb.DocumentDelta(
-                header=header,
-                document_id=result.key,
-                version=version,
-                deleted=result.body is None,
-                body=result.body or b"",
-            )
-        )
+        if changed:
+            outcome.deltas.append(_delta(computed, want, result.body, commit_ts))
+        elif want.must_publish or want.key in computed.strange:
+            self._publish(outcome, computed, want, result.body, commit_ts)
+
+    def _publish(self, outcome: Outcome, computed: Computed, want: Want, body: bytes | None, newest: int) -> None:
+        """Publish a document that has not changed, at the version that it has at `newest`."""
+        versions = self._repo.history(computed.plan.output_table, want.key, DOCUMENT_BODY).get(DOCUMENT_BODY, [])
+        version = next((v.commit_ts for v in versions if v.commit_ts <= newest), None)
+        if version is not None:  # else never published, and not servable: nobody has to forget it
+            outcome.counts["republished"] += 1
+            outcome.deltas.append(_delta(computed, want, body, version))
 
     def _defer(self, outcome: Outcome, plan: Plan, want: Want) -> None:
-        """Queue a row again that waits for a source, in the low lane, unless its cause is long ago."""
+        """Queue a row that waits for a source, unless its cause is long ago."""
         if now_us() - want.header.origin_us > DEFER_FOR_US:
             return
-        outcome.counts["deferred"] += 1
+        outcome.counts["waiting_for_source" if want.deferred else "deferred"] += 1
         again = want.notification(plan)
         again.header.lane = LANE_NUMBER[LaneName.LOW]
-        again.refresh = False
-        outcome.notifications.append(again)
+        again.refresh = again.republish = False  # this run is published in the same step as this record
+        outcome.deferred.append(again)
 
-    def _version(self, plan: Plan, result: RunResult, commit_ts: int) -> int | None:
-        """Return when the unchanged body was written; None if there has never been one."""
-        versions = self._repo.history(plan.output_table, result.key, DOCUMENT_BODY).get(DOCUMENT_BODY, [])
-        return next((v.commit_ts for v in versions if v.commit_ts <= commit_ts), None)
+
+def _waits(result: RunResult) -> bool:
+    return any(failure.reason == SOURCE_UNAVAILABLE for failure in result.failures)
+
+
+def _delta(computed: Computed, want: Want, body: bytes | None, version: int) -> pb.DocumentDelta:
+    return pb.DocumentDelta(
+        header=leave(want.header, STAGE, computed.entered_us),
+        document_id=want.key,
+        version=version,
+        deleted=body is None,
+        body=body or b"",
+    )
 
 
 def _letter(plan: Plan, want: Want, failure: Failure) -> pb.DeadLetter:

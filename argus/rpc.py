@@ -7,7 +7,7 @@ import threading
 import grpc
 
 from argus._hints import Hint
-from argus.core import ArgusCore
+from argus.core import ArgusCore, Outcome
 from messaging import MessagingError
 from messaging.api import Log
 from messaging.proto import adsindex_pb2 as pb
@@ -32,11 +32,7 @@ class ArgusMirror(rpc.ArgusServicer):
         hints = [Hint(notification, redelivered=True) for notification in request.notifications]
         try:
             with self._lock:
-                if request.dry_run:
-                    outcome = self._core.dry_run(hints)
-                else:
-                    outcome = self._core.process_hints(hints)
-                    self._log.publish(outcome.records())
+                outcome = self._core.dry_run(hints) if request.dry_run else self._process(hints)
         except (RepoError, MessagingError) as error:
             context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             raise AssertionError("abort raises") from error
@@ -45,6 +41,15 @@ class ArgusMirror(rpc.ArgusServicer):
             dead_letters=outcome.dead_letters,
             rows_written=outcome.counts["rows_written"],
         )
+
+    def _process(self, hints: list[Hint]) -> Outcome:
+        try:
+            outcome = self._core.process_hints(hints)
+            self._log.publish(outcome.records())
+        except (RepoError, MessagingError):
+            self._core.disown()
+            raise
+        return outcome
 
 
 def serve(core: ArgusCore, log: Log) -> tuple[grpc.Server, int]:

@@ -16,15 +16,19 @@ from catalog import LaneName
 from messaging.api import Position, Record
 from messaging.home import Home
 from messaging.stage import StageContext
-from messaging.topics import ARGUS_GROUP, LANES, NOTIFICATIONS
+from messaging.topics import ARGUS_GROUP, DEFERRED, DEFERRED_GROUP, LANES, NOTIFICATIONS
 from storage_repo import Repo
 
 _BATCH: Mapping[LaneName, int] = {LaneName.HIGH: 256, LaneName.MEDIUM: 128, LaneName.LOW: 64}
 """Records taken at once while a lane has a backlog. A high update waits for the batch before it, so a lower lane gets
 smaller ones; high fills any batch first (the consumer's topics are in order of priority)."""
 _WAIT_SECONDS = 0.5
-_SOURCE_PAUSE_SECONDS = 0.25
-"""Rows that wait for a source go round in the low lane at this pace; news in a higher lane ends the pause."""
+_DEFERRED_BATCH = 64
+_DEFERRED_PAUSE_SECONDS = 2.0
+"""While a source is away a batch of the rows that wait for it is tried at this pace: a cache leaves a source alone for
+as long after a failure. Once it answers they follow each other at once."""
+_DEFERRED_LOOK_SECONDS = 0.25
+"""How often to look whether any row waits."""
 _LANE_OF_TOPIC = {topic: lane for lane, topic in NOTIFICATIONS.items()}
 
 
@@ -55,24 +59,30 @@ def run(context: StageContext, repo: Repo, sources: Sources | None = None) -> No
     mirror, port = serve(mirror_core, context.log)
     topics = [NOTIFICATIONS[lane] for lane in LANES]
     consumer = context.log.consumer(ARGUS_GROUP, topics, member=f"{STAGE}-{context.worker}")
+    later = context.log.consumer(DEFERRED_GROUP, [DEFERRED], member=f"{STAGE}-{context.worker}")
     context.ready(port)
-    size, urgent, waits = min(_BATCH.values()), topics[:-1], False
+    size, due, more = min(_BATCH.values()), 0.0, False
     try:
         while not context.stop.is_set():
             context.beat()
             context.switches.hold(context.stop.wait, context.beat)
             consumer.pause(context.switches.paused_topics(NOTIFICATIONS))
-            ends = {(t, p): end for t in urgent for p, end in context.log.end_offsets(t).items()} if waits else {}
-            records = consumer.poll(size, _WAIT_SECONDS)
-            waited, waits = waits, bool(records) and process_and_publish(context, core, records).only_waits
-            if waited and waits:
-                context.log.wait(urgent, ends, _SOURCE_PAUSE_SECONDS)
+            later.pause([DEFERRED] if context.switches.paused(LaneName.LOW) else [])
+            if records := consumer.poll(size, 0.0 if more else _WAIT_SECONDS):
+                process_and_publish(context, core, records)
             size = next_batch_size(records, size)
+            if time.monotonic() >= due:
+                deferred = later.poll(_DEFERRED_BATCH, 0.0)
+                waits = bool(deferred) and process_and_publish(context, core, deferred).only_waits
+                more = bool(deferred) and not waits
+                pause = 0.0 if more else _DEFERRED_PAUSE_SECONDS if waits else _DEFERRED_LOOK_SECONDS
+                due = time.monotonic() + pause
             for source in used.values():
                 for name, value in source.statistics().items():
                     context.metrics.gauge(f"source_{name}:{source.name}", value)
     finally:
         consumer.close()
+        later.close()
         mirror.stop(grace=1)
         for opened_source in opened.values():
             opened_source.close()
@@ -118,4 +128,7 @@ def positions_after(records: Sequence[Record]) -> list[Position]:
     for record in records:
         place = record.topic, record.partition
         upto[place] = max(upto.get(place, 0), record.offset + 1)
-    return [Position(ARGUS_GROUP, topic, partition, offset) for (topic, partition), offset in upto.items()]
+    return [
+        Position(DEFERRED_GROUP if topic == DEFERRED else ARGUS_GROUP, topic, partition, offset)
+        for (topic, partition), offset in upto.items()
+    ]

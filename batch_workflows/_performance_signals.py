@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from pathlib import Path
+
+import structlog
+
+from argus import SourceUnavailable
 from argus.sources.performance import PerformanceDb
 from catalog import LaneName
 from catalog.values import encode
 from messaging import Log, OutRecord
 from messaging.headers import new_header, now_us
 from messaging.proto import adsindex_pb2 as pb
-from messaging.topics import SIGNALS
+from messaging.topics import SIGNALS, ensure_topics
 
 SIGNAL = "performance"
 _BATCH = 5_000  # one durable step of about a megabyte
+_log = structlog.get_logger()
 
 
 def announce_performance(database: PerformanceDb, log: Log) -> int:
@@ -25,6 +32,26 @@ def announce_performance(database: PerformanceDb, log: Log) -> int:
         log.publish([_record(ad_id, version, origin_us) for ad_id, version in versions.items()])
         database.announced(versions)
         announced += len(versions)
+    return announced
+
+
+def announce_left_over(file: Path, log: Log) -> int:
+    """Signal what a killed import or sample stored without signalling it; return how many.
+
+    Nothing to do without a database. One that cannot be read is logged, and left to the handlers to complain of:
+    whoever starts the service by this starts it all the same.
+    """
+    if not file.exists():
+        return 0
+    ensure_topics(log)
+    with closing(PerformanceDb(file)) as database:
+        try:
+            announced = announce_performance(database, log)
+        except SourceUnavailable as error:
+            _log.warning("performance_not_announced", error=str(error))
+            return 0
+    if announced:
+        _log.info("performance_announced", signals=announced)
     return announced
 
 

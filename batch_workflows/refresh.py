@@ -1,18 +1,19 @@
 """Refresh: run the same handlers again over everything or a selection, at low priority.
 
 `refresh` sends notifications that say "run all handlers of this row"; the pipeline does the rest, at the low lane.
-`resync` makes the Gateway read rows of the ads DB again.
+`resync` makes the Gateway read rows of the ads DB again, and look for those that only the Storage Repo still has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from batch_workflows._exceptions import UnknownSelection
-from catalog import Catalog, LaneName
-from catalog.model import SOURCE_VERSION
-from gateway import AdsDb, request_resync
+from catalog import Catalog, LaneName, Table, ValueType
+from catalog.model import DELETED, SOURCE_VERSION
+from gateway import AdsDb, request_missing, request_resync
 from messaging import Log, OutRecord
 from messaging.headers import new_header, now_us
 from messaging.proto import adsindex_pb2 as pb
@@ -109,6 +110,32 @@ def _publish(log: Log, root: str, rows: Iterator[str], ts: int) -> int:
     return count
 
 
-def resync(ads_db: AdsDb, catalog: Catalog, log: Log) -> int:
-    """Put every row of the ads DB into the change feed again, for the low lane; return how many."""
-    return request_resync(ads_db, catalog, log)
+@dataclass(frozen=True, slots=True)
+class Resynced:
+    """How many rows of the ads DB are read again, and how many it lacks that the Storage Repo has."""
+
+    rows: int
+    gone: int
+
+
+def resync(ads_db: AdsDb, catalog: Catalog, log: Log, repo: Repo) -> Resynced:
+    """Have every row of the ads DB read again, and every row that only the Repo has deleted, in the low lane.
+
+    The Gateway looks at each when its turn comes: what is not in the ads DB then is sent as deleted. Safe to run twice
+    and to kill. Capture must be installed. Raises AdsDbUnavailable, SchemaMismatch, LogError, RepoError.
+    """
+    rows = request_resync(ads_db, catalog, log)
+    gone, snapshot = 0, repo.snapshot()
+    for table in catalog.entity_tables():
+        stored = snapshot.scan(table.name, columns=[SOURCE_VERSION, DELETED])
+        alive = (_key(table, row) for row, cells in stored if SOURCE_VERSION in cells and DELETED not in cells)
+        while keys := list(islice(alive, _BATCH)):
+            gone += request_missing(ads_db, catalog, log, table, keys)
+    return Resynced(rows, gone)
+
+
+def _key(table: Table, row: str) -> int | str:
+    """Return a row's key as the ads DB holds it; one that cannot be there stays text."""
+    if table.key_type is ValueType.INT and row.removeprefix("-").isdecimal() and -(1 << 63) <= int(row) < 1 << 63:
+        return int(row)
+    return row

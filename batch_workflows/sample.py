@@ -57,8 +57,9 @@ def generate_sample(
     """Fill an empty ads DB with `ads` ads and all that belongs to them; do nothing if it has rows.
 
     The rows depend on `ads`, `seed` and the day (`today`, default now): schedules begin and end around it. All rows go
-    in by one transaction, so a killed run leaves an empty database. Raises AdsDbUnavailable, SourceUnavailable,
-    LogError.
+    in by one transaction, so a run that is killed before it leaves an empty database. Killed after it, the signals of
+    the ads' performance may be missing: `up` makes up for them at every start (`announce_left_over`).
+    Raises AdsDbUnavailable, SourceUnavailable, LogError.
     """
     report = SampleReport()
     started = time.monotonic()

@@ -67,6 +67,7 @@ class Load:
     """A bulk load or storm: from its first commit until nothing was outstanding."""
 
     documents: int
+    """Joined and judged, also those that may not serve at present."""
     seconds: float
     used: Usage
 
@@ -131,8 +132,7 @@ class Service:
         if not committed:
             raise BenchmarkFailed(f"the sample of {ads} ads was never seen in the ads DB {home.ads_db}")
         seconds = time.monotonic() - committed[0]
-        documents = int(self._backends.serving.stats()["documents"])
-        return Load(documents, seconds, self.usage().since(before))
+        return Load(ads, seconds, self.usage().since(before))
 
     def storm(self, updates: Sequence[Update], per_transaction: int) -> Load:
         """Commit updates as fast as the ads DB takes them and wait until all of them are served."""

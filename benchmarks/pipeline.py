@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import structlog
+from rich.console import Console
 
 from benchmarks._exceptions import BenchmarkFailed
 from benchmarks._peers import DUCKDB, PATHWAY, missing, run_peer
@@ -31,16 +31,18 @@ _CANDIDATES = 4
 """Served ads set aside per probe: no request can see one whose budget is spent or whose schedule is over."""
 _QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
 _DUCKDB_REBUILDS = 5
+_BUSY_LOAD = 0.25
+"""Load average per core before the start from which others visibly share the processors."""
 
-_log = structlog.get_logger()
+_progress = Console(stderr=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """How much of everything."""
 
-    ads: tuple[int, ...] = (1_000, 10_000, 100_000)
-    compared: int = 10_000
+    ads: tuple[int, ...] = (500, 5_000, 50_000)
+    compared: int = 5_000
     """The size at which storms run and Pathway is compared."""
     rate: float = 200.0
     warm_up_s: float = 2.0
@@ -63,6 +65,7 @@ class _Measured:
     """What one size gave."""
 
     ads: int
+    served: int
     load: Load
     storms: list[Load]
     steady: Latencies
@@ -82,14 +85,14 @@ def run(quick: bool, sizes: Sizes | None = None) -> dict[str, Any]:
         machine = machine_of(Path(directory))
         measured = []
         for ads in chosen.ads:
-            _log.info("benchmark", ads=ads)
+            _progress.print(f"bench pipeline: {ads:,} ads of {max(chosen.ads):,}", highlight=False)
             measured.append(_measure(ads, chosen, Path(directory) / str(ads)))
     for each in measured:
         _report_size(report, each)
     for each in measured:
         _report_costs(report, each)
     _report_growth(report, measured[0], measured[-1])
-    _remarks(report, chosen, measured)
+    _remarks(report, chosen, measured, busy=machine["load_before"] > _BUSY_LOAD * machine["cores"])
     return report.to_json("pipeline", machine)
 
 
@@ -97,7 +100,8 @@ def _measure(ads: int, sizes: Sizes, directory: Path) -> _Measured:
     directory.mkdir()
     with Service(directory) as service:
         load = service.load_sample(ads)
-        planner = Planner(service.home.ads_db, service.served(), SEED, _CANDIDATES * sizes.probes)
+        served = service.served()
+        planner = Planner(service.home.ads_db, served, SEED, _CANDIDATES * sizes.probes)
         storms: list[Load] = []
         if ads == sizes.compared:
             storms = [service.storm(planner.every_bid(), _STORM_TRANSACTION) for _ in range(sizes.storms + 1)][1:]
@@ -111,6 +115,7 @@ def _measure(ads: int, sizes: Sizes, directory: Path) -> _Measured:
         took_s = (commits[-1].committed_us - commits[0].committed_us) / 1e6
         measured = _Measured(
             ads=ads,
+            served=len(served),
             load=load,
             storms=storms,
             steady=match(updates, commits, follower.applied, sizes.warm_up_s),
@@ -232,7 +237,7 @@ def _report_growth(report: Report, small: _Measured, large: _Measured) -> None:
         report.add(case, "cpu per update, times as much", after / before)
 
 
-def _remarks(report: Report, sizes: Sizes, measured: list[_Measured]) -> None:
+def _remarks(report: Report, sizes: Sizes, measured: list[_Measured], *, busy: bool) -> None:
     for peer in (PATHWAY, DUCKDB):
         if not sizes.uses(peer):
             why = "is not installed here" if missing(peer) else "was not asked for"
@@ -240,8 +245,13 @@ def _remarks(report: Report, sizes: Sizes, measured: list[_Measured]) -> None:
                 f"{peer} {why}, so there are no figures of it: run ./adsindex bench, which installs "
                 "requirements-bench.lock into an environment of its own"
             )
+    report.note(
+        "the load average before the start was that of a busy machine: latencies are too long and rates too low"
+        if busy
+        else "the machine was idle before the start"
+    )
     for each in measured:
-        text = f"{each.ads:,} ads: {each.load.documents:,} documents; {len(each.steady.values):,} updates measured"
+        text = f"{each.ads:,} ads: {each.served:,} may serve now; {len(each.steady.values):,} updates measured"
         if each.steady.unmatched:
             text += f", {each.steady.unmatched} more were run together with an earlier update of the same row"
         text += f"; {len(each.probes.values)} polled by search"

@@ -12,6 +12,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length
 ScalarSpec = StrictBool | StrictInt | StrictFloat | StrictStr
 Key = str | tuple[str, ...]
 """A column of the ads DB, or several."""
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 
 
 class Strict(BaseModel):
@@ -120,6 +121,13 @@ class StreamSpec(Strict):
     partitions: int = Field(1, ge=1, le=1024)
 
 
+class ExchangeRatesSpec(Strict):
+    """What currencies are worth in the account currency."""
+
+    account: str
+    rates: dict[str, Rate]
+
+
 class CatalogSpec(Strict):
     """The whole file."""
 
@@ -131,3 +139,4 @@ class CatalogSpec(Strict):
     fields: dict[Name, FieldSpec]
     serving: ServingSpec = ServingSpec()
     streams: dict[Name, StreamSpec] = {}
+    exchange_rates: ExchangeRatesSpec | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ from pydantic import ValidationError
 from catalog import _derive, _streams, model
 from catalog._exceptions import Fault, InvalidCatalog, InvalidValue
 from catalog._lines import Lines, read_yaml
-from catalog._spec import CatalogSpec, ColumnSpec, Key, ServingSpec, SourceSpec, TableSpec
+from catalog._spec import CatalogSpec, ColumnSpec, ExchangeRatesSpec, Key, ServingSpec, SourceSpec, TableSpec
 from catalog.keys import SEPARATOR
 from catalog.kinds import ELEMENT_OF, Destination, Family, LaneName, Message, ValueType
 from catalog.values import check
 
 DEFAULT_CATALOG = Path(__file__).with_name("ads.yaml")
+_CURRENCY = re.compile(r"[A-Z]{3}")
 
 # What a destination in Manas can hold; anything else is a fault of the declaration, found at start.
 _FITTING: dict[Destination, frozenset[ValueType]] = {
@@ -54,6 +57,7 @@ def load_catalog(file: Path | str | None = None) -> model.Catalog:
         if table.root not in tables or tables[table.root].source is None:
             text = f"root {table.root!r} is not a table that comes from the ads DB"
             faults.append(lines.fault(text, "tables", table.name, "root"))
+    rates = _exchange_rates(spec.exchange_rates, lines, faults)
     if not sound or len(roots) != 1 or (root := roots[0].root) not in tables or root is None:
         _check_serving(spec.serving, _fields(spec, tables, frozenset(), lines, faults), lines, faults)
         raise InvalidCatalog(faults)
@@ -75,6 +79,7 @@ def load_catalog(file: Path | str | None = None) -> model.Catalog:
         fingerprint=hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest(),
         handlers=spec.handlers,
         streams=_streams.streams(spec.streams, tables, lines, faults),
+        exchange_rates=rates,
     )
     _check_joins(catalog, lines, faults)
     _derive.check(catalog, lines, faults)
@@ -313,6 +318,19 @@ def _check_serving(spec: ServingSpec, fields: dict[str, model.Field], lines: Lin
         elif role in wanted and fields[name].index is not wanted[role]:
             text = f"{role}: field {name!r} must have index {wanted[role].value!r}"
             faults.append(lines.fault(text, "serving", role))
+
+
+def _exchange_rates(spec: ExchangeRatesSpec | None, lines: Lines, faults: list[Fault]) -> model.ExchangeRates | None:
+    if spec is None:
+        return None
+    for currency in spec.rates:
+        if not _CURRENCY.fullmatch(currency):
+            text = f"{currency!r} is not an ISO 4217 code of three capitals"
+            faults.append(lines.fault(text, "exchange_rates", "rates", currency))
+    if spec.rates.get(spec.account) != 1:
+        text = f"the account currency {spec.account!r} must be among the rates, with rate 1"
+        faults.append(lines.fault(text, "exchange_rates", "account"))
+    return model.ExchangeRates(spec.account, {c: Fraction(str(rate)) for c, rate in spec.rates.items()})
 
 
 def _check_joins(catalog: model.Catalog, lines: Lines, faults: list[Fault]) -> None:

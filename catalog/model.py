@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import ceil
 
 from catalog.keys import key_columns
 from catalog.kinds import (
@@ -178,6 +180,25 @@ class Dimension:
 
 
 @dataclass(frozen=True, slots=True)
+class ExchangeRates:
+    """What currencies are worth, so that amounts in different ones can be compared."""
+
+    account: str
+    """The currency that everything is compared in."""
+    rates: Mapping[str, Fraction]
+    """Currency -> units of the account currency for one unit of it."""
+
+    def to_account(self, micros: int, currency: str | None) -> int | None:
+        """Return an amount in the account currency, None if the currency is not declared; above 0 stays above 0."""
+        rate = self.rates.get(currency) if currency is not None else None
+        return None if rate is None else max(round(micros * rate), 1 if micros > 0 else micros)
+
+    def from_account(self, micros: int, currency: str) -> int:
+        """Return the least amount of a declared currency that is worth at least so much. Raises KeyError."""
+        return ceil(micros / self.rates[currency])
+
+
+@dataclass(frozen=True, slots=True)
 class Serving:
     """Which fields play which part in Manas; a part that nobody plays puts no condition and adds nothing to scores."""
 
@@ -239,6 +260,7 @@ class Catalog:
     """Python packages whose handlers run; none are needed where every column is plain or derived in the catalogue."""
     streams: Mapping[str, Stream] = field(default_factory=dict)
     """What the Gateway publishes besides the updates that feed the Repo."""
+    exchange_rates: ExchangeRates | None = None
 
     def column(self, ref: str) -> Column:
         """Return the column named "table.column". Raises KeyError."""
@@ -321,7 +343,8 @@ SOURCE_VERSION = "meta:source_version"
 DELETED = "meta:deleted"
 """Present (msgpack true) while the entity is deleted at the source; keeps late older updates out."""
 RUN = "meta:run"
-"""Written by every Argus run of a row, so that two racing runs always conflict; msgpack [snapshot_ts, code_version]."""
+"""Written by every Argus run of a row, so that two racing runs always conflict; msgpack [snapshot_ts, code_version,
+process]."""
 DOCUMENT_BODY = "servable:body"
 """Canonical bytes of the servable document; a tombstone means: must not be served."""
 DOCUMENT_BLOCKED = "meta:blocked"

@@ -1,6 +1,8 @@
 """Typed values: their encoding in cells and messages, and the check that a value is what its column declares.
 
-Encoding: MessagePack of the value; null is the empty byte string in messages and a tombstone in the Repo.
+Encoding: MessagePack of the value; null is the empty byte string in messages and a tombstone in the Repo. A value that
+its column refuses is kept as a mark with the reason: it reads as null, but it is not the same as never set, because
+null often means "no condition" (targeting, dates), and what cannot be understood must not serve.
 """
 
 from __future__ import annotations
@@ -34,10 +36,24 @@ encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
+_REFUSED = b"\xc1"
+"""The one byte that no MessagePack value begins with."""
+
+
+def refused(reason: str) -> bytes:
+    """Return the mark of a value that its column refuses; `reason` is InvalidValue.reason."""
+    return _REFUSED + reason.encode()
+
+
+def refusal(data: bytes | None) -> str | None:
+    """Return why a value was refused, None if the bytes are a value or a null."""
+    return data[1:].decode(errors="replace") if data and data.startswith(_REFUSED) else None
+
+
 def decode(data: bytes | None) -> Any:
-    """Return the value of encoded bytes; None and b"" give None. Raises msgspec.DecodeError."""
+    """Return the value of encoded bytes; None, b"" and a refused value give None. Raises msgspec.DecodeError."""
     try:
-        return _decode(data) if data else None
+        return _decode(data) if data and not data.startswith(_REFUSED) else None
     except (UnicodeDecodeError, RecursionError) as error:  # msgspec lets these two through
         raise msgspec.DecodeError(f"MessagePack data is malformed: {error}") from error
 

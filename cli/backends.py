@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from catalog import Catalog
-from cli.runtime import open_catalog, open_log, open_repo
+from cli.runtime import open_catalog, open_log, open_repo, process_file
 from cli.serving import HomeServing
 from cli.settings import EMBEDDED, Settings
 from debug_ui.backends import Backends
@@ -14,11 +14,16 @@ from gateway import AdsDb
 from messaging.home import Home
 
 
-def open_ads_db(home: Home, catalog: Catalog) -> AdsDb:
-    """Open the ads DB that the home's settings name, its change capture made. Raises SettingsError, GatewayError."""
+def open_ads_db(home: Home, capture: Catalog | None = None) -> AdsDb:
+    """Open the ads DB that the home's settings name, its tables made.
+
+    With `capture`, changes from now on are captured also where `up` does not run; where it does, capture is the
+    Gateway's alone, which may run with another catalogue. Raises SettingsError, GatewayError.
+    """
     chosen = Settings.load(home).ads_db
     ads_db = AdsDb.open(home.ads_db if chosen == EMBEDDED else chosen)
-    ads_db.ensure_capture(catalog)
+    if capture is not None and process_file(home, "up").read() is None:
+        ads_db.ensure_capture(capture)
     return ads_db
 
 
@@ -30,7 +35,7 @@ def open_backends(home: Home, catalog: Catalog, *, server_only: bool = False) ->
         catalog=catalog,
         log=log,
         repo=open_repo(home, catalog),
-        ads_db=open_ads_db(home, catalog),
+        ads_db=open_ads_db(home),
         serving=HomeServing(home, catalog, log, server_only=server_only),
     )
 

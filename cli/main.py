@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,7 +99,7 @@ def sql(
     from cli.show import table_of
 
     opened = Home.open(home)
-    results = open_ads_db(opened, open_catalog(opened)).execute(statement)
+    results = open_ads_db(opened).execute(statement)
     if as_json:
         last = results[-1]
         _print_json({"columns": last.columns, "rows": last.rows, "rowcount": last.rowcount})
@@ -107,7 +108,7 @@ def sql(
         if result.columns:
             table_of(result.columns, result.rows)
         else:
-            typer.echo(f"{result.rowcount} rows changed")
+            typer.echo("done" if result.rowcount < 0 else f"{result.rowcount} rows changed")
 
 
 @app.command()
@@ -184,23 +185,33 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def documents(home: HomeOption = None, readable: bool = True) -> None:
+def documents(
+    home: HomeOption = None,
+    readable: bool = True,
+    served: Annotated[bool, typer.Option("--served", help="What serving has, not what the Storage Repo has.")] = False,
+) -> None:
     """Print every servable document of the Storage Repo, one JSON object a line, ordered by id; for comparing runs."""
     from catalog.documents import readable_document
     from catalog.model import DOCUMENT_BODY
     from cli.backends import backends
+    from cli.serving import served_bodies
 
     with backends(Home.open(home)) as opened:
         table = opened.catalog.document_table
-        for row, cells in opened.repo.snapshot().scan(table, columns=[DOCUMENT_BODY]):
-            body = cells[DOCUMENT_BODY]
+        bodies: Iterable[tuple[str, bytes]]
+        if served:  # of every id that there has ever been: also of those that the Repo has no document of any more
+            bodies = served_bodies(opened.serving, (row for row, _ in opened.repo.snapshot().scan(table)))
+        else:
+            stored = opened.repo.snapshot().scan(table, columns=[DOCUMENT_BODY])
+            bodies = ((row, cells[DOCUMENT_BODY]) for row, cells in stored)
+        for row, body in bodies:
             shown = readable_document(opened.catalog, body) if readable else body.hex()
             sys.stdout.write(json.dumps({"id": row, "document": shown}, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 @workflow_app.command("run")
 def workflow_run(
-    name: Annotated[str, typer.Argument(help="base-index, refresh, resync, rollback-base or collect-garbage.")],
+    name: Annotated[str, typer.Argument(help="One of `workflow list`.")],
     home: HomeOption = None,
     as_json: JsonOption = False,
     table: Annotated[str, typer.Option(help="refresh: only rows of this table.")] = "",
@@ -230,12 +241,12 @@ def workflow_run(
 
 
 @workflow_app.command("list")
-def workflow_list() -> None:
+def workflow_list(home: HomeOption = None) -> None:
     """List the workflows."""
     from cli.workflows import WORKFLOWS
 
     for name, what in WORKFLOWS.items():
-        typer.echo(f"{name:16} {what}")
+        typer.echo(f"{name:20} {what}")
 
 
 @app.command()
@@ -278,7 +289,7 @@ def main() -> None:
 
     configure_logging("warning")
     try:
-        app()
+        app(prog_name="adsindex")
     except known_errors() as error:
         sys.stderr.write(f"adsindex: {error}\n")
         raise SystemExit(1) from error

@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from catalog import Catalog, DependencyGraph, load_catalog
+from catalog import DEFAULT_CATALOG, Catalog, DependencyGraph, InvalidCatalog, load_catalog
 from cli.settings import EMBEDDED, Settings
 from messaging import Log, LogError, open_embedded_log
 from messaging.home import Home
@@ -32,11 +32,10 @@ class CommandError(Exception):
 
 
 def resolve_catalog_file(home: Home, explicit: Path | None = None) -> Path | None:
-    """Return the catalogue file of a home: the explicit one (remembered), the remembered one, or None = built in."""
+    """Return the catalogue file of a home: the explicit one, the remembered one, or None = built in."""
     if explicit is not None:
         if not explicit.is_file():
             raise CommandError(f"no catalogue at {explicit}; give the path of a YAML file like catalog/ads.yaml")
-        home.catalog_pointer.write_text(str(explicit.resolve()))
         return explicit
     if home.catalog_pointer.exists():
         remembered = Path(home.catalog_pointer.read_text().strip())
@@ -49,9 +48,59 @@ def resolve_catalog_file(home: Home, explicit: Path | None = None) -> Path | Non
     return None
 
 
-def open_catalog(home: Home, explicit: Path | None = None) -> Catalog:
-    """Load the catalogue of a home."""
-    return load_catalog(resolve_catalog_file(home, explicit))
+@dataclass(frozen=True, slots=True)
+class RunCatalog:
+    """The catalogue that all processes of one run use, even if the person's file is edited meanwhile."""
+
+    copy: Path
+    """In the home: what was validated when the run began."""
+    source: Path
+    """The person's file, which errors name."""
+
+    def load(self) -> Catalog:
+        """Load the copy; faults name the person's file. Raises InvalidCatalog."""
+        try:
+            return replace(load_catalog(self.copy), file=str(self.source))
+        except InvalidCatalog as error:
+            raise InvalidCatalog([replace(fault, file=str(self.source)) for fault in error.faults]) from None
+
+
+def open_catalog(home: Home) -> Catalog:
+    """Load the catalogue of a home: the one that the running service uses, else the file as it is now."""
+    up = process_file(home, "up").read()
+    if up is not None and "catalog" in up:
+        return RunCatalog(Path(up["catalog"]), Path(up["catalog_source"])).load()
+    return load_catalog(resolve_catalog_file(home))
+
+
+def freeze_catalog(home: Home, explicit: Path | None = None) -> tuple[Catalog, RunCatalog]:
+    """Copy the catalogue into the home for one run, and check it and that the handlers fit it.
+
+    For who holds the home's lock; copies of earlier runs go. Raises CatalogError, CommandError, and then nothing of a
+    catalogue given by `explicit` is remembered.
+    """
+    source = (resolve_catalog_file(home, explicit) or DEFAULT_CATALOG).resolve()
+    part = home.run / "catalog.part"
+    try:
+        part.write_bytes(source.read_bytes())
+    except OSError as error:
+        raise CommandError(f"cannot copy the catalogue {source} to {part}: {error.strerror}") from error
+    catalog = RunCatalog(part, source).load()
+    dependency_graph(catalog)
+    frozen = RunCatalog(home.run / f"catalog-{catalog.fingerprint}.yaml", source)
+    part.replace(frozen.copy)
+    for other in home.run.glob("catalog-*.yaml"):
+        if other != frozen.copy:
+            other.unlink()
+    return catalog, frozen
+
+
+def remember_catalog(home: Home, explicit: Path | None) -> None:
+    """Make a catalogue that was given, and found to be good, the home's."""
+    if explicit is not None:
+        part = home.catalog_pointer.with_suffix(".part")
+        part.write_text(str(explicit.resolve()))
+        part.replace(home.catalog_pointer)
 
 
 def open_log(home: Home) -> Log:

@@ -33,12 +33,14 @@ def run_search(
                 )
             except json.JSONDecodeError as error:
                 raise CommandError(f"{where}: not JSON: {error}") from error
+            except RecursionError as error:
+                raise CommandError(f"{where}: nested too deeply; a request has a few levels") from error
             except InvalidRequest as error:
                 raise CommandError(f"{where}: {error}") from error
             if as_json:
                 sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
             else:
-                _print(opened, answer)
+                _print(opened, wanted, answer)
 
 
 def _requests(request: str | None, file: Path | None) -> Iterator[tuple[int, str]]:
@@ -58,7 +60,7 @@ def _requests(request: str | None, file: Path | None) -> Iterator[tuple[int, str
             yield number, line
 
 
-def _print(opened: Backends, answer: dict[str, Any]) -> None:
+def _print(opened: Backends, wanted: Any, answer: dict[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     shown = answer["hits"][:200]
     table = Table("ad", "score", "title", "bid", "price", "category", title=f"{answer['total']} ads fit")
@@ -77,5 +79,13 @@ def _print(opened: Backends, answer: dict[str, Any]) -> None:
     console.print(table)
     if len(shown) < len(answer["hits"]):
         console.print(f"... and {len(answer['hits']) - len(shown)} more; --json prints all")
+    if not answer["total"] and isinstance(wanted, dict):
+        unknown = [name for name in opened.catalog.dimensions if name not in wanted]
+        if unknown:
+            console.print(
+                f"hint: the request does not say {', '.join(unknown)}: ads that target any of these are left out; "
+                'say it, or browse with the value "*"',
+                highlight=False,
+            )
     if explained := {key: answer[key] for key in ("plan", "ad") if key in answer}:
         console.print_json(data=explained)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 from catalog import Catalog
@@ -13,6 +14,17 @@ from messaging.home import Home
 from messaging.proto import adsindex_pb2 as pb
 
 T = TypeVar("T")
+_GET = 1_000
+"""Documents asked for at once: some megabytes, below what one gRPC message may have."""
+
+
+def served_bodies(serving: SearchBackend, ids: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield (id, body) of the documents that serving has, whatever budget and schedule say, in the order of `ids`."""
+    waiting = iter(ids)
+    while some := list(islice(waiting, _GET)):
+        for document in serving.get(some):
+            if document.found and not document.deleted:
+                yield document.document_id, document.body
 
 
 class HomeServing:

@@ -16,7 +16,7 @@ from typing import IO, Self
 import psutil
 import structlog
 
-from cli.runtime import ROOT, CommandError, process_file
+from cli.runtime import ROOT, CommandError, RunCatalog, process_file
 from messaging.home import Home
 
 READY_SECONDS = 60.0
@@ -53,6 +53,8 @@ class Supervisor:
 
     home: Home
     processes: list[Managed]
+    catalog: RunCatalog | None = None
+    """What all processes are started with; without one each loads the home's."""
     _lock: IO[str] | None = field(default=None, repr=False)
 
     def __enter__(self) -> Self:
@@ -65,7 +67,7 @@ class Supervisor:
             raise CommandError(
                 f"the service is already up on {self.home.root}" + (f" (pid {running['pid']})" if running else "")
             ) from None
-        process_file(self.home, "up").write(pid=os.getpid(), born=psutil.Process().create_time(), ui_port=0)
+        self.announce()
         for managed in self.processes:
             process_file(self.home, managed.name).path.unlink(missing_ok=True)
         return self
@@ -77,6 +79,14 @@ class Supervisor:
         process_file(self.home, "up").path.unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()
+
+    def announce(self, ui_port: int = 0) -> None:
+        """Tell other processes that the home is in use, where its page is, and with which catalogue it runs."""
+        born = psutil.Process().create_time()
+        values: dict[str, object] = {"pid": os.getpid(), "born": born, "started_at": born, "ui_port": ui_port}
+        if self.catalog is not None:
+            values |= {"catalog": str(self.catalog.copy), "catalog_source": str(self.catalog.source)}
+        process_file(self.home, "up").write(**values)
 
     def start(self) -> None:
         """Start all processes; does not wait until they are ready."""
@@ -103,6 +113,12 @@ class Supervisor:
         values = process_file(self.home, name).read()
         return int(values["port"]) if values else 0
 
+    def keep_port(self, stage: str, port: int) -> None:
+        """Start the stage on the same port again when it dies: people have its address."""
+        for managed in self.processes:
+            if managed.stage == stage:
+                managed.settings = (f"port={port}",)
+
     def tend(self) -> list[str]:
         """Start again what has died; call it often. Returns the names of processes found dead."""
         died = []
@@ -128,6 +144,8 @@ class Supervisor:
             sys.executable, "-m", "cli.worker", managed.stage,
             "--home", str(self.home.root), "--worker", str(managed.worker), "--restarts", str(managed.restarts),
         ]  # fmt: skip
+        if self.catalog is not None:
+            command += ["--catalog", str(self.catalog.copy), str(self.catalog.source)]
         for setting in managed.settings:
             command += ["--set", setting]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

@@ -10,15 +10,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
 import structlog
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from batch_workflows.retention import apply_retention
 from cli.backends import close_backends, open_backends
-from cli.idle import IdleWatch, Outstanding, outstanding
-from cli.runtime import CommandError, open_catalog, process_file
+from cli.idle import IdleWatch, Outstanding, deferred_rows, outstanding
+from cli.runtime import CommandError, freeze_catalog, process_file, remember_catalog
 from cli.settings import choose
 from cli.supervisor import Managed, Supervisor, plan
 from cli.worker import configure_logging
@@ -28,8 +28,11 @@ from manas import ManasError
 from messaging import LogUnavailable
 from messaging.home import Home
 from messaging.metrics import read_metrics
+from storage_repo.wal_proxy import check_feed
 
 _LOOK_SECONDS = 0.1
+_RETENTION_SECONDS = 30.0
+"""Often enough that the log stays small, rarely enough that it costs nothing."""
 _METRICS_SECONDS = 5.0
 """A stage that has written no metrics for so long after all is done is hung; the report is made without it."""
 
@@ -60,28 +63,35 @@ def run_up(
     log: str | None = None,
 ) -> None:
     """Bring the service up on a home; return when idle (`until_idle`) or when told to stop."""
+    from batch_workflows import announce_left_over
     from batch_workflows.sample import generate_sample
 
     started = time.monotonic()
     stop = _Stop()
     console = Console(stderr=True)
     configure_logging("warning")
-    catalog = open_catalog(home, catalog_file)
     if (ads_db or log) and process_file(home, "up").read():
         raise CommandError(f"the service is up on {home.root}; stop it before choosing other backends")
-    choose(home, ads_db=ads_db, log=log)
     with Supervisor(home, plan(argus_workers, [("debug_ui", f"port={port}")])) as supervisor:
+        catalog, supervisor.catalog = freeze_catalog(home, catalog_file)
+        choose(home, ads_db=ads_db, log=log)
         backends = open_backends(home, catalog, server_only=True)
         try:
+            backends.ads_db.check_schema(catalog)
+            check_feed(backends.log, backends.repo)
+            remember_catalog(home, catalog_file)
+            supervisor.announce()
             _carry_catalog_changes(home, backends, console)
             if sample and backends.ads_db.is_empty():
                 console.print(f"generating a sample of {sample} ads (seed {seed})")
+                backends.ads_db.ensure_capture(catalog)  # before the rows: they are news, not a backlog
                 generate_sample(backends.ads_db, home.performance_db, backends.log, sample, seed)
+            announce_left_over(home.performance_db, backends.log)
             supervisor.start()
             supervisor.wait_ready()
             ui_port = supervisor.port("debug_ui-0")
-            born = psutil.Process().create_time()
-            process_file(home, "up").write(pid=psutil.Process().pid, born=born, started_at=born, ui_port=ui_port)
+            supervisor.keep_port("debug_ui", ui_port)
+            supervisor.announce(ui_port)
             console.print(f"[bold]adsindex is up[/bold] on {home.root}: http://127.0.0.1:{ui_port}/", highlight=False)
             idle = _watch(supervisor, backends, stop, console, until_idle)
             if until_idle and idle:
@@ -116,6 +126,7 @@ def _watch(supervisor: Supervisor, backends: Backends, stop: _Stop, console: Con
     watch = IdleWatch()
     live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
     last_line = 0.0
+    retained = time.monotonic()
     if live:
         live.start()
     try:
@@ -134,6 +145,10 @@ def _watch(supervisor: Supervisor, backends: Backends, stop: _Stop, console: Con
             elif time.monotonic() - last_line > 5.0 and state.total:
                 console.print(line, highlight=False)
                 last_line = time.monotonic()
+            if time.monotonic() - retained > _RETENTION_SECONDS:
+                trimmed = apply_retention(backends.home, backends.log)
+                structlog.get_logger().info("retention", records=trimmed.records, bases=trimmed.bases)
+                retained = time.monotonic()
             if watch.look(state) and until_idle:
                 return True
             time.sleep(_LOOK_SECONDS if until_idle else 5 * _LOOK_SECONDS)
@@ -157,6 +172,8 @@ def _wait_for_metrics(home: Home, supervisor: Supervisor) -> None:
 
 def _progress(state: Outstanding, served: dict[str, Any]) -> str:
     places = ", ".join(f"{place} {count}" for place, count in state.waiting.items() if count)
+    if state.deferred:
+        places += f"{', ' if places else ''}an external source {state.deferred}"
     return f"{served['documents']} documents served; waiting: {places or 'nothing'}"
 
 
@@ -172,6 +189,7 @@ def make_report(backends: Backends, processes: list[Managed], seconds: float) ->
         "conflicts": status["conflicts"],
         "retries": status["retries"],
         "dropped": status["dropped"],
+        "deferred": deferred_rows(backends.log),
         "dead_lettered": status["dead_lettered"],
         "restarts": {m.name: m.restarts for m in processes if m.restarts},
         "cpu_seconds": {m["process"]: round(m["cpu_seconds"], 2) for m in read_metrics(backends.home.metrics)},
@@ -189,5 +207,5 @@ def _print_report(report: dict[str, Any]) -> None:
         for stage, values in stages.items():
             table.add_row(lane, stage, str(values["count"]), *(f"{values[q] or 0:.1f}" for q in ("p50", "p90", "p99")))
     console.print(table)
-    for key in ("conflicts", "retries", "dropped", "dead_lettered", "restarts"):
+    for key in ("conflicts", "retries", "dropped", "deferred", "dead_lettered", "restarts"):
         console.print(f"{key.replace('_', ' ')}: {report[key]}", highlight=False)

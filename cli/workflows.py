@@ -8,14 +8,16 @@ from typing import Any
 
 from cli.backends import backends
 from cli.runtime import CommandError
+from cli.supervisor import Supervisor
 from messaging.home import Home
 
 WORKFLOWS = {
     "base-index": "build a base index from one snapshot, check it, publish it by moving a pointer",
     "rollback-base": "move the pointer back to the base index before the current one",
     "refresh": "run the handlers again over everything or a selection, at low priority",
-    "resync": "read every row of the ads DB again, at low priority",
-    "collect-garbage": "drop cell versions that neither history nor a live snapshot needs",
+    "resync": "read every row of the ads DB again, and delete what it lacks, at low priority",
+    "repair-after-restore": "accept a store that was restored without its log: read and publish everything again",
+    "collect-garbage": "drop cell versions, log records and old bases that nothing needs any more",
 }
 
 
@@ -25,6 +27,8 @@ def run_workflow(
     """Run a workflow to its end and return its record. Raises CommandError for an unknown name."""
     from batch_workflows.base_index import build_base_index
     from batch_workflows.refresh import refresh, resync
+    from batch_workflows.repair import repair_after_restore
+    from batch_workflows.retention import apply_retention
     from manas import rollback
 
     if name not in WORKFLOWS:
@@ -45,9 +49,21 @@ def run_workflow(
             if serving_down(home):
                 result["note"] = "the service is not up; the rows run when it is"
         elif name == "resync":
-            result = {"rows": resync(opened.ads_db, opened.catalog, opened.log)}
+            if serving_down(home):
+                opened.ads_db.ensure_capture(opened.catalog)
+            resynced = resync(opened.ads_db, opened.catalog, opened.log, opened.repo)
+            result = {"rows": resynced.rows, "gone": resynced.gone}
+        elif name == "repair-after-restore":
+            with Supervisor(home, []):  # holds the home's lock: no stage may run meanwhile
+                repaired = repair_after_restore(home, opened.catalog, opened.repo, opened.ads_db, opened.log)
+            result = {**repaired.to_json(), "note": "the pipeline does the rest: start the service with up"}
         else:
-            result = {"versions_collected": opened.repo.collect_garbage()}
+            trimmed = apply_retention(home, opened.log)
+            result = {
+                "versions_collected": opened.repo.collect_garbage(),
+                "records_trimmed": trimmed.records,
+                "bases_removed": trimmed.bases,
+            }
     return {"workflow": name, **result, "seconds": round(time.monotonic() - started, 3)}
 
 

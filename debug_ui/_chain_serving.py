@@ -232,8 +232,9 @@ def able_to_win(search: Search) -> Finding:
         return Finding(None, "not judged: the ads left the index while the diagnosis ran; run it again")
     needs = [(_needed_bid(search, c, bar), rank, c, request, score, bar) for rank, c, request, score, bar in losers]
     needed, rank, candidate, request, score, bar = min(needs, key=lambda n: n[0] / max(1, _bid(search, n[2])))
-    bid = _bid(search, candidate)
-    currency = _fields(search, candidate).get("bid_currency")
+    bid, currency = int(_fields(search, candidate)["bid_micros"]), str(_fields(search, candidate)["bid_currency"])
+    if rates := search.backends.catalog.exchange_rates:  # scores are in the account currency, the ads DB's bids are not
+        needed = rates.from_account(needed, currency)
     answer = search.backends.serving.search(_at(search, request), SLOTS)
     raise Stop(
         f"outbid: the best ad {candidate.ad_id} ranks {rank} of {answer['total']} for {SLOTS} slots; it bids "

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from catalog import Column, ValueType
-from catalog.values import datetime_of, decode
+from catalog.values import datetime_of, decode, refusal
 
 MAX_SHOWN = 20_000
 """Longer text is cut on show, with its full length said: a 10 MB description must not make a 10 MB page."""
@@ -51,7 +51,9 @@ def typed_value(column: Column | None, value: Any) -> JsonValue:
 
 
 def cell_value(column: Column | None, data: bytes | None) -> JsonValue:
-    """Return the readable value of a cell's bytes; bytes that are not the encoding are shown as hex."""
+    """Return the readable value of a cell's bytes; a refused one says why, what is no encoding is shown as hex."""
+    if (reason := refusal(data)) is not None:
+        return f"not valid ({reason})"
     try:
         return typed_value(column, decode(data))
     except msgspec.DecodeError:

@@ -18,7 +18,7 @@ from messaging.api import Log
 from messaging.dead_letters import MAX_PAYLOAD
 from messaging.headers import lane_of
 from messaging.proto import adsindex_pb2 as pb
-from messaging.topics import DEAD_LETTERS, NOTIFICATIONS, SIGNALS, UPDATES
+from messaging.topics import DEAD_LETTERS, DEFERRED, NOTIFICATIONS, SIGNALS, UPDATES
 
 _MESSAGES: dict[str, type[Message]] = {
     "Change": pb.Change,
@@ -29,7 +29,7 @@ _MESSAGES: dict[str, type[Message]] = {
 }
 REPLAYABLE: dict[str, type[Message]] = {
     **dict.fromkeys(UPDATES.values(), pb.EntityUpdate),
-    **dict.fromkeys(NOTIFICATIONS.values(), pb.Notification),
+    **dict.fromkeys((*NOTIFICATIONS.values(), DEFERRED), pb.Notification),
     SIGNALS: pb.EntityUpdate,
 }
 """Topics whose consumers judge messages by version, so that publishing one twice does no harm."""

@@ -28,6 +28,8 @@ from messaging.topics import (
     ARGUS_GROUP,
     BUDGETS,
     DEAD_LETTERS,
+    DEFERRED,
+    DEFERRED_GROUP,
     DELTAS,
     GATEWAY_GROUP,
     LANES,
@@ -335,6 +337,7 @@ def pipeline_lags(backends: Backends, serving: Mapping[str, Any] | None = None) 
     )
     for topic in NOTIFICATIONS.values():
         lags.append(_topic_lag(log, ARGUS_GROUP, topic, "notifications whose handlers have not run"))
+    lags.append(_topic_lag(log, DEFERRED_GROUP, DEFERRED, "rows that wait for an external source"))
     followed = (serving or {}).get("positions")
     if isinstance(followed, dict):
         for topic, meaning in ((DELTAS, "documents not yet applied by serving"), (BUDGETS, "budgets not yet applied")):

@@ -10,7 +10,7 @@ from gateway._exceptions import (
     StatementFailed,
 )
 from gateway.ads_db import AdsDb, CaptureReport, StatementResult
-from gateway.backends import FeedLag, feed_lag, request_resync
+from gateway.backends import FeedLag, feed_lag, request_missing, request_resync
 from gateway.binlog import BinlogChangeFeed
 from gateway.feed import Change, ChangeFeed, SqliteChangeFeed
 from gateway.materialize import Materialized, Materializer, RowQuery, RowSource
@@ -40,5 +40,6 @@ __all__ = [
     "StatementFailed",
     "StatementResult",
     "feed_lag",
+    "request_missing",
     "request_resync",
 ]

@@ -129,7 +129,7 @@ class BinlogStream:
             return PositionLost(
                 f"ads DB {self._name}: the server no longer has the binlog after the stored position: {text}. Changes "
                 "are missing from the stream. Run the resync workflow: the Gateway then follows the binlog from its "
-                "present end and sends every row again; rows deleted meanwhile are found by the sync workflow"
+                "present end and sends every row again; rows deleted meanwhile are found by it as well"
             )
         if code == 1236 and "server_id" in text.lower():
             return AdsDbUnavailable(f"ads DB {self._name}: {text}; another reader took over, it is tried again")

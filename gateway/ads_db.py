@@ -33,6 +33,10 @@ class CaptureReport:
     triggers_created: int = 0
     triggers_dropped: int = 0
     rows_enqueued: int = 0
+    lost: tuple[str, ...] = ()
+    """Repo tables whose triggers were gone or different; what was deleted meanwhile is not known."""
+    redefined: tuple[str, ...] = ()
+    """Repo tables whose ads DB tables were, or may have been, changed by DDL."""
 
 
 class AdsDb(ABC):
@@ -64,10 +68,18 @@ class AdsDb(ABC):
         return SqliteAdsDb.at(Path(text.removeprefix(_SQLITE_URL)).expanduser().absolute())
 
     @abstractmethod
-    def ensure_capture(self, catalog: Catalog) -> CaptureReport:
+    def ensure_capture(self, catalog: Catalog, position: int | None = None) -> CaptureReport:
         """Make sure that changes of the catalogue's tables can be followed; cheap when all is in place already.
 
-        Raises SchemaMismatch with the catalogue's lines, ServerUnsuitable, AdsDbUnavailable.
+        `position` is for the Gateway alone: the last change that it published. Raises SchemaMismatch with the
+        catalogue's lines, ServerUnsuitable, AdsDbUnavailable.
+        """
+
+    @abstractmethod
+    def check_schema(self, catalog: Catalog) -> None:
+        """Raise SchemaMismatch, every fault with file and line, when the ads DB lacks what the catalogue reads.
+
+        Changes nothing. Raises also ServerUnsuitable, AdsDbUnavailable.
         """
 
     @abstractmethod

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 
-from catalog import Catalog
+from catalog import Catalog, Table
 from gateway import _mysql
 from gateway._exceptions import AdsDbUnavailable
 from gateway._mysql_rows import MysqlRowSource
@@ -14,10 +15,12 @@ from gateway._rows import SqliteRowSource
 from gateway.ads_db import AdsDb
 from gateway.binlog import RESYNC_GROUP, BinlogChangeFeed
 from gateway.binlog_position import FeedState, file_order
-from gateway.feed import ChangeFeed, SqliteChangeFeed
+from gateway.feed import Change, ChangeFeed, SqliteChangeFeed
+from gateway.materialize import Materializer, RowQuery
 from gateway.mysql_ads_db import MysqlAdsDb
 from gateway.sqlite_ads_db import SqliteAdsDb
 from messaging import Log, Position
+from messaging.headers import now_us
 from messaging.topics import CHANGE_FEED, GATEWAY_GROUP
 
 
@@ -94,6 +97,35 @@ def request_resync(db: AdsDb, catalog: Catalog, log: Log) -> int:
         return rows
     with closing(SqliteChangeFeed(_sqlite(db), catalog)) as feed:
         return feed.resync(max(feed.end() + 1, log.committed(GATEWAY_GROUP, CHANGE_FEED).get(0, 0)))
+
+
+def request_missing(db: AdsDb, catalog: Catalog, log: Log, table: Table, keys: Iterable[int | str]) -> int:
+    """Have those of `keys` that the table's main ads DB table does not have sent as deleted, for the low lane.
+
+    Returns how many. A change table takes them, and the Gateway looks again when their turn comes. A binlog takes
+    nothing: there they are published from here, under the newest number that the Gateway has published; a key that it
+    published last of all has that number already, and is found only when something was published after it.
+    Raises AdsDbUnavailable, SchemaMismatch, LogError.
+    """
+    source = table.source
+    if source is None:
+        return 0
+    if not isinstance(db, MysqlAdsDb):
+        with closing(SqliteChangeFeed(_sqlite(db), catalog)) as feed:
+            return feed.enqueue_missing(table, keys)
+    # Before the rows are read: whatever changes after that has a higher number.
+    number = newest_number(db, catalog, log)
+    if number <= 0:  # nothing was ever published from this binlog
+        return 0
+    now = now_us()
+    now = now_us()
+    wanted = tuple(keys)
+    with closing(MysqlRowSource(db, catalog)) as rows:
+        present = {str(key) for _, key, _ in rows.rows([RowQuery(source.table, source.key, (), wanted)])}
+        missing = [Change(number, source.table, key, now, backfill=True) for key in wanted if str(key) not in present]
+        result = Materializer(catalog).materialize(missing, rows)
+    log.publish(result.records(now))
+    return sum(update.deleted for update in result.updates)
 
 
 def _as_number(file: str, offset: int) -> int:

@@ -76,7 +76,7 @@ class BinlogChangeFeed:
                 _log.error(
                     "binlog_cascades",
                     foreign_keys=hidden,
-                    todo="rows that these change are not logged: use RESTRICT, or let the sync workflow find them",
+                    todo="rows that these change are not logged: use RESTRICT, or run ./adsindex workflow run resync",
                 )
             self._keys = MysqlRowSource(db, catalog, expect=self.server.identity, need=self._snapshot_point)
         except BaseException:
@@ -108,6 +108,7 @@ class BinlogChangeFeed:
         self._storable = self._state
         self._looked = time.monotonic()
         self.rows_enqueued = 0
+        self._schema_changes = 0
         at = self._began = self._state.position
         self._reader = BinlogReader(self._db.address, self._catalog, self.server, at)
         _log.info(
@@ -187,10 +188,14 @@ class BinlogChangeFeed:
     def resync(self, next_seq: int) -> int:
         """Enqueue every row again, among the live changes; return how many tables.
 
-        Rows that were deleted while changes were missed are not noticed by this: the sync workflow finds them.
+        Rows that were deleted while changes were missed are not noticed by this: see `backends.request_missing`.
         """
         self._add_todo([table for table, digest in self._digests.items() if digest], "resync")
         return len(self._state.todo)
+
+    def schema_version(self) -> int:
+        """Return how many statements that may have changed the schema were read."""
+        return self._schema_changes
 
     def close(self) -> None:
         """Release connections and the reader's thread; safe to call twice."""
@@ -262,6 +267,7 @@ class BinlogChangeFeed:
         _mark(self._states, self._seq, state)
 
     def _schema_changed(self) -> None:
+        self._schema_changes += 1
         with _mysql.translated(self._db.name):
             self._digests = digests(self._control, self._db.address.database, self._catalog)
         self._redeclare()
@@ -282,7 +288,7 @@ class BinlogChangeFeed:
                 "binlog_rows_missing",
                 table=table,
                 why=why,
-                todo="its rows are sent again; rows deleted are still served: run the sync workflow",
+                todo="its rows are sent again; rows deleted are still served: ./adsindex workflow run resync",
             )
         self._send_again(tables, "changed without row events")
 

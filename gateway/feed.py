@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from catalog import Catalog
+from catalog import Catalog, Table
 from gateway import _capture
 from gateway._capture import CHANGES
 from gateway._exceptions import AdsDbUnavailable
@@ -67,6 +67,9 @@ class ChangeFeed(Protocol):
     def resync(self, next_seq: int) -> int:
         """Enqueue every row again, numbered from `next_seq` or later; return how many."""
 
+    def schema_version(self) -> int:
+        """Return a number that changes when the ads DB's schema does."""
+
     def close(self) -> None:
         """Release files; safe to call twice."""
 
@@ -75,11 +78,12 @@ class SqliteChangeFeed:
     """The change table of the SQLite ads DB (implements ChangeFeed). For one thread."""
 
     def __init__(self, db: SqliteAdsDb, catalog: Catalog) -> None:
-        """Follow `db`, on which capture is installed. Raises AdsDbUnavailable."""
+        """Follow `db`; only `end` may be asked before capture is installed on it. Raises AdsDbUnavailable."""
         self._db, self._catalog = db, catalog
         self._connection = db.connect()
         self._watch = WalWatch(db.path)
         self._file = self._identity()
+        self._captured = False
 
     def begin(self, committed: int) -> int:
         """Return the number after which to read: the last one published."""
@@ -135,7 +139,12 @@ class SqliteChangeFeed:
         return oldest if oldest is not None else self.end() + 1
 
     def end(self) -> int:
-        """Return the newest seq ever given; 0 when none was."""
+        """Return the newest seq ever given; 0 when none was, or capture is not installed yet."""
+        if not self._captured:
+            query = "SELECT 1 FROM sqlite_master WHERE name = ?"
+            self._captured = self._one(query, CHANGES) is not None
+            if not self._captured:
+                return 0
         return self._one("SELECT max(seq) FROM sqlite_sequence WHERE name = ?", CHANGES) or 0
 
     def trim(self, upto: int) -> int:
@@ -151,10 +160,23 @@ class SqliteChangeFeed:
     def resync(self, next_seq: int) -> int:
         """Enqueue every row again, numbered from `next_seq` or later; return how many. Raises AdsDbUnavailable.
 
-        Rows that were deleted in the ads DB meanwhile are not noticed by this: the sync workflow finds them.
+        Rows that were deleted in the ads DB meanwhile are not noticed by this: see `enqueue_missing`.
         """
         with translated(self._db.path):
             return _capture.enqueue_all(self._connection, self._catalog, next_seq)
+
+    def enqueue_missing(self, table: Table, keys: Iterable[int | str]) -> int:
+        """Enqueue those of `keys` that the table's main ads DB table does not have; return how many.
+
+        They are published as deleted, at low priority, unless they are there again by then. Raises AdsDbUnavailable.
+        """
+        with translated(self._db.path):
+            return _capture.enqueue_missing(self._connection, table, keys)
+
+    def schema_version(self) -> int:
+        """Return SQLite's count of schema changes. Raises AdsDbUnavailable."""
+        with translated(self._db.path):
+            return _capture.schema_version(self._connection)
 
     def close(self) -> None:
         """Release files; safe to call twice."""

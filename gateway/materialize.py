@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from catalog import Catalog, Column, InvalidValue, LaneName, Table, ValueType
-from catalog.values import check, check_source, encode, source_encoder
+from catalog.values import check, check_source, encode, refused, source_encoder
 from gateway._exceptions import SchemaMismatch
 from gateway.feed import Change
 from gateway.streams import STAGE, Entity, EntityStream, Published, Updates, streams_of
@@ -282,7 +282,7 @@ def _take(entity: _Entity, read: _Read, values: Sequence[object]) -> None:
                 taken[column.name] = encoded(value)
             except InvalidValue as error:
                 entity.problems[column.name] = (column, error.reason, str(error))
-                taken[column.name] = b""
+                taken[column.name] = refused(error.reason)
 
 
 def _collect(entity: _Entity, read: _Read) -> None:
@@ -297,7 +297,7 @@ def _collect(entity: _Entity, read: _Read) -> None:
                 entity.values[column.name] = encode(values) if values else b""
             except InvalidValue as error:
                 entity.problems[column.name] = (column, error.reason, str(error))
-                entity.values[column.name] = b""
+                entity.values[column.name] = refused(error.reason)
 
 
 def _order(row: Sequence[Any]) -> tuple[tuple[bool, str, Any], ...]:

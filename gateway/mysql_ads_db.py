@@ -59,15 +59,25 @@ class MysqlAdsDb(AdsDb):
         """Open an autocommit connection. Raises AdsDbUnavailable."""
         return _mysql.connect(self.address)
 
-    def ensure_capture(self, catalog: Catalog) -> CaptureReport:
+    def ensure_capture(self, catalog: Catalog, position: int | None = None) -> CaptureReport:
         """Check that the server's binlog can be followed without a gap, and that it has what the catalogue reads.
 
-        Raises ServerUnsuitable with the statements that mend it, SchemaMismatch, AdsDbUnavailable.
+        The server captures changes by itself, and what has to be read again is kept with the feed's position. Raises
+        ServerUnsuitable with the statements that mend it, SchemaMismatch, AdsDbUnavailable.
         """
         with closing(self.connect()) as connection, _mysql.translated(self.name):
             check_server(connection, self.address)
             check_schema(connection, self.address.database, catalog)
         return CaptureReport()
+
+    def check_schema(self, catalog: Catalog) -> None:
+        """Check what `ensure_capture` does, which changes nothing here.
+
+        Raises ServerUnsuitable, SchemaMismatch, AdsDbUnavailable.
+        """
+        with closing(self.connect()) as connection, _mysql.translated(self.name):
+            check_server(connection, self.address)
+            check_schema(connection, self.address.database, catalog)
 
     def execute(self, sql: str) -> list[StatementResult]:
         """Run one or several statements in one transaction: all of them or none.

@@ -42,6 +42,12 @@ class GatewayService(rpc.GatewayServicer):
             with closing(open_rows(self._db, self._catalog)) as source:
                 # Before the rows are read: they are at least as new as their version says.
                 end = newest_number(self._db, self._catalog, self._log)
+                if beyond := [m.position for m in request.changes if m.position > end]:
+                    context.abort(
+                        grpc.StatusCode.INVALID_ARGUMENT,
+                        f"position {beyond[0]} is beyond the change feed's end {end}: as a version it would keep out "
+                        "every change to come; leave the position out",
+                    )
                 changes = [change_of(message, end) for message in request.changes]
                 result = self._materializer.materialize(changes, source)
             reply = pb.MaterializeReply(

@@ -55,18 +55,23 @@ class SqliteAdsDb(AdsDb):
         connection.text_factory = _sqlite.text_or_bytes
         return connection
 
-    def ensure_capture(self, catalog: Catalog) -> CaptureReport:
+    def ensure_capture(self, catalog: Catalog, position: int | None = None) -> CaptureReport:
         """Install change capture for the catalogue's tables; cheap when it is in place already.
 
-        Rows from before capture, or from before a column was declared, are enqueued in the same transaction.
-        Raises SchemaMismatch with the catalogue's lines, AdsDbUnavailable.
+        Rows that capture cannot have seen as they are now declared and defined are enqueued in the same transaction.
+        `position` is for the Gateway alone: the last change that it published. Raises SchemaMismatch with the
+        catalogue's lines, AdsDbUnavailable.
         """
-        connection = _sqlite.connect(self.path)
-        try:
-            with _sqlite.translated(self.path):
-                return _capture.ensure_capture(connection, catalog)
-        finally:
-            connection.close()
+        with closing(_sqlite.connect(self.path)) as connection, _sqlite.translated(self.path):
+            return _capture.ensure_capture(connection, catalog, position)
+
+    def check_schema(self, catalog: Catalog) -> None:
+        """Raise SchemaMismatch, every fault with file and line, when the ads DB lacks what the catalogue reads.
+
+        Changes nothing. Raises AdsDbUnavailable.
+        """
+        with closing(_sqlite.connect(self.path)) as connection, _sqlite.translated(self.path):
+            _capture.check_schema(connection, catalog)
 
     def execute(self, sql: str) -> list[StatementResult]:
         """Run one or several statements in one transaction: all of them or none.
@@ -91,6 +96,8 @@ class SqliteAdsDb(AdsDb):
         connection = _sqlite.connect(self.path)
         try:
             with _sqlite.translated(self.path):
+                if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'").fetchone():
+                    return 0  # no capture yet
                 query = "SELECT max(seq) FROM sqlite_sequence WHERE name = ?"
                 found = connection.execute(query, (_capture.CHANGES,)).fetchone()
                 return int(found[0] or 0)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 import grpc
 import structlog
 
-from gateway._exceptions import AdsDbUnavailable
+from gateway._exceptions import AdsDbUnavailable, SchemaMismatch
 from gateway.ads_db import AdsDb
 from gateway.backends import open_feed, open_rows
 from gateway.feed import Change
@@ -90,15 +90,19 @@ class _Gateway:
 
     def __init__(self, context: StageContext, db: AdsDb, stack: ExitStack) -> None:
         self._context, self._log, self._metrics = context, context.log, context.metrics
+        self._db = db
         ensure_topics(self._log)
-        captured = db.ensure_capture(context.catalog)
+        committed = self._log.committed(GATEWAY_GROUP, CHANGE_FEED)[0]
+        captured = db.ensure_capture(context.catalog, max(0, committed - 1))
         by_file = context.settings.get("binlog_position") == "file"
         self._feed = stack.enter_context(closing(open_feed(db, context.catalog, self._log, by_file=by_file)))
         self._source = stack.enter_context(closing(open_rows(db, context.catalog, self._feed)))
         self._materializer = Materializer(context.catalog)
         ensure_stream_topics(self._log, self._materializer.streams)
-        self._last = self._feed.begin(self._log.committed(GATEWAY_GROUP, CHANGE_FEED)[0])
+        self._last = self._feed.begin(committed)
         self._stored_at = time.monotonic()
+        self._schema: int | None = None
+        """Version of the schema that capture was last checked for; at first unknown: it may change at any time."""
         self._whole_until = 0
         _log.info(
             "gateway_start",
@@ -113,6 +117,7 @@ class _Gateway:
         """Publish changes as they come, until told to stop."""
         while not self._context.stop.is_set():
             self._context.switches.hold(self._context.stop.wait, self._context.beat)
+            self._watch_schema()
             started = time.perf_counter_ns()
             changes = self._feed.read(self._last, BATCH)
             if changes:
@@ -127,6 +132,21 @@ class _Gateway:
             self._context.beat()
             if len(changes) < BATCH:
                 self._feed.wait(self._last, _IDLE_SECONDS)
+
+    def _watch_schema(self) -> None:
+        """After DDL by anybody: put back triggers that went with it, and read again what it may have changed."""
+        version = self._feed.schema_version()
+        if version == self._schema:
+            return
+        self._schema = version  # what capture itself changes here makes the next look a second, cheap one
+        try:
+            captured = self._db.ensure_capture(self._context.catalog, self._last)
+        except SchemaMismatch as error:  # changes of those tables become dead letters; the next DDL may mend it
+            self._metrics.count("schema_mismatches")
+            _log.error("gateway_schema_mismatch", error=str(error), todo="mend the ads DB's schema or the catalogue")
+            return
+        if captured.lost or captured.redefined:
+            self._metrics.count("capture_repairs")
 
     def _publish(self, changes: Sequence[Change]) -> None:
         entered_us = now_us()
@@ -189,7 +209,7 @@ class _Gateway:
             why=why,
             position=self._last,
             rows_enqueued=enqueued,
-            todo="rows deleted in the gap are still served: run the sync workflow",
+            todo="rows deleted in the gap are still served: ./adsindex workflow run resync",
         )
 
     def _store_position(self) -> None:

@@ -34,7 +34,7 @@ class Entity:
     header: pb.Header
     deleted: bool
     values: Mapping[str, bytes]
-    """Column -> encoded value; null and invalid ones are empty or not there."""
+    """Column -> encoded value; null ones are empty or not there, invalid ones marked as refused."""
     invalid: frozenset[str]
     """Columns whose value is not what the catalogue declares."""
 

@@ -18,7 +18,7 @@ from manas._ranking import PlannerLimits
 from manas._view import Outcome
 from manas._writer import SegmentWriter
 from manas.api import Answer, Hit, SearchBackend
-from manas.bases import BaseInfo, current_base, list_bases, publish, rollback
+from manas.bases import BaseInfo, current_base, list_bases, prune_bases, publish, rollback
 from manas.budgets import is_funded
 from manas.client import ManasClient
 from manas.index import Index
@@ -52,6 +52,7 @@ __all__ = [
     "is_funded",
     "list_bases",
     "open_local_index",
+    "prune_bases",
     "publish",
     "rollback",
 ]

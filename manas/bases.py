@@ -93,6 +93,21 @@ def rollback(base_dir: Path, version: str | None = None) -> str:
     return version
 
 
+def prune_bases(base_dir: Path, keep: int) -> list[str]:
+    """Remove all but the newest `keep` bases, never the one in service; return the versions removed.
+
+    A server that has one of them mapped goes on with it. A crash leaves a base without manifest, which nobody loads.
+    """
+    names = [base.version for base in list_bases(base_dir)]
+    current = current_base(base_dir)
+    removed = [name for name in names[: max(0, len(names) - keep)] if name != current]
+    for name in removed:
+        hidden = base_dir / f".removed-{uuid.uuid4().hex}"
+        (base_dir / name).rename(hidden)
+        shutil.rmtree(hidden)
+    return removed
+
+
 def _point(base_dir: Path, version: str) -> None:
     part = base_dir / f".{CURRENT}-{uuid.uuid4().hex}"
     with part.open("w") as handle:

@@ -2,6 +2,7 @@
 
 from messaging._exceptions import (
     BadMessage,
+    HomeUnavailable,
     LogError,
     LogUnavailable,
     MessagingError,
@@ -17,6 +18,7 @@ __all__ = [
     "BadMessage",
     "Consumer",
     "EmbeddedLog",
+    "HomeUnavailable",
     "Log",
     "LogError",
     "LogUnavailable",

@@ -40,6 +40,7 @@ class EmbeddedLog:
         self._groups_dir = path.resolve() / "groups"
         self._lock = threading.Lock()
         self._consumers: set[EmbeddedConsumer] = set()
+        self._waiters: dict[tuple[str, ...], list[Waiter]] = {}  # idle ones; their pipes collect hints in the meantime
         self._open = True
         self._published_records = 0
         self._published_bytes = 0
@@ -129,14 +130,13 @@ class EmbeddedLog:
         deadline = time.monotonic() + timeout_s
         if self._any_after(found, positions):
             return True
+        waiter = self._borrow_waiter(tuple(topics))
         try:
-            waiter = Waiter(self._wake_dir, topics)
-        except OSError as error:
-            raise LogUnavailable(f"cannot wait in {self._wake_dir}: {error}") from error
-        with waiter:
             while not self._any_after(found, positions):
                 if not wait_until(waiter, deadline):
                     return False
+        finally:
+            self._give_back(tuple(topics), waiter)
         return True
 
     def end_offsets(self, topic: str) -> dict[int, int]:
@@ -222,6 +222,10 @@ class EmbeddedLog:
         with self._lock:
             was_open, self._open = self._open, False
             consumers = list(self._consumers)
+            waiters = [waiter for idle in self._waiters.values() for waiter in idle]
+            self._waiters.clear()
+        for waiter in waiters:
+            waiter.close()
         for consumer in consumers:
             consumer.close()
         if was_open:
@@ -238,6 +242,23 @@ class EmbeddedLog:
     def _check_open(self) -> None:
         if not self._open:
             raise LogUnavailable(f"the log at {self._env.path} is closed; open it again")
+
+    def _borrow_waiter(self, names: tuple[str, ...]) -> Waiter:
+        """Take an idle waiter for these topics, or a new one: making a pipe costs more than a short wait."""
+        with self._lock:
+            if idle := self._waiters.get(names):
+                return idle.pop()
+        try:
+            return Waiter(self._wake_dir, names)
+        except OSError as error:
+            raise LogUnavailable(f"cannot wait in {self._wake_dir}: {error}") from error
+
+    def _give_back(self, names: tuple[str, ...], waiter: Waiter) -> None:
+        with self._lock:
+            if self._open:
+                self._waiters.setdefault(names, []).append(waiter)
+                return
+        waiter.close()
 
     def _consumer_closed(self, consumer: EmbeddedConsumer) -> None:
         with self._lock:

@@ -6,6 +6,7 @@ MessagingError            catch this to treat every failure of the log or of an 
 │   ├── RecordTooLarge    the record is over the limit: the input is at fault
 │   ├── OffsetTrimmed     the records asked for are gone: start from a newer base or resync
 │   └── LogUnavailable    the log cannot be opened or written (disk full, wrong format, broker away)
+├── HomeUnavailable       the home's directory cannot be made or written: name another
 └── BadMessage            bytes that are not the message they should be: dead letter
 """
 
@@ -41,6 +42,10 @@ class OffsetTrimmed(LogError):
 
 class LogUnavailable(LogError):
     """Raised when the log cannot be opened, read or written."""
+
+
+class HomeUnavailable(MessagingError):
+    """Raised when a home's directories cannot be created."""
 
 
 class BadMessage(MessagingError):

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from messaging._exceptions import HomeUnavailable
+
 
 def default_home() -> Path:
     """Return $ADSINDEX_HOME, else the user's state directory (XDG base directory specification)."""
@@ -23,10 +25,14 @@ class Home:
 
     @classmethod
     def open(cls, root: Path | None = None) -> Home:
-        """Return the home at `root` (default: the user's), creating its directories."""
+        """Return the home at `root` (default: the user's), creating its directories. Raises HomeUnavailable."""
         home = cls((root or default_home()).expanduser().resolve())
-        for directory in (home.root, home.log, home.store, home.run, home.wake, home.metrics, home.base, home.logs):
-            directory.mkdir(parents=True, exist_ok=True)
+        try:
+            for directory in (home.root, home.log, home.store, home.run, home.wake, home.metrics, home.base, home.logs):
+                directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            text = f"home {home.root}: {error.strerror}: {error.filename}; name another with --home"
+            raise HomeUnavailable(text) from error
         return home
 
     @property

@@ -18,6 +18,8 @@ LANE_OF: dict[int, LaneName] = {number: name for name, number in LANE_NUMBER.ite
 
 UPDATES: dict[LaneName, str] = {lane: f"updates.{lane.value}" for lane in LANES}
 NOTIFICATIONS: dict[LaneName, str] = {lane: f"notifications.{lane.value}" for lane in LANES}
+DEFERRED = "notifications.deferred"
+"""Rows that wait for an external source; Argus tries them again at a slow pace."""
 SIGNALS = "signals"
 """Content signals: EntityUpdate messages that need no materializing."""
 DELTAS = "serving.deltas"
@@ -36,11 +38,13 @@ REPO_FEED = "repo.changes"
 UPDATER_GROUP = "updater"
 WAL_PROXY_GROUP = "wal-proxy"
 ARGUS_GROUP = "argus"
+DEFERRED_GROUP = "argus-deferred"
+"""Of its own: on Kafka the members of a group that share anew wait for each other, and Argus polls both in turn."""
 
 PARTITIONS: dict[str, int] = {
     **dict.fromkeys(UPDATES.values(), 4),
     # More partitions than Argus workers on one machine: shares stay even when a worker dies.
-    **dict.fromkeys(NOTIFICATIONS.values(), 8),
+    **dict.fromkeys((*NOTIFICATIONS.values(), DEFERRED), 8),
     SIGNALS: 4,
     DELTAS: 4,
     BUDGETS: 1,
@@ -57,14 +61,19 @@ _COMPACTED = {"cleanup.policy": "compact", "segment.ms": str(_DAY_MS), "min.comp
 """The newest record of every key stays for ever; the history of the last day stays whole."""
 
 SETTINGS: dict[str, dict[str, str]] = {
-    # A week: longer than any outage that is worth waiting for; the sync workflow repairs what is older.
-    **{topic: {"retention.ms": str(7 * _DAY_MS)} for topic in (*UPDATES.values(), *NOTIFICATIONS.values(), SIGNALS)},
+    # A week: longer than any outage that is worth waiting for; the resync workflow repairs what is older.
+    **{
+        topic: {"retention.ms": str(7 * _DAY_MS)}
+        for topic in (*UPDATES.values(), *NOTIFICATIONS.values(), DEFERRED, SIGNALS)
+    },
     # Serving starts from the base index and needs the deltas since: bases are built daily, a week of failures is safe.
     DELTAS: {"retention.ms": str(7 * _DAY_MS)},
     BUDGETS: _COMPACTED,
     SWITCHES: _COMPACTED,
     DEAD_LETTERS: {"retention.ms": str(30 * _DAY_MS)},
     DROPS: {"retention.ms": str(30 * _DAY_MS)},
+    # The newest record is the mark that the position is checked with; the WAL proxy trims the others.
+    REPO_FEED: {"retention.ms": "-1"},
 }
 """Kafka's settings of topics; the embedded log keeps everything until it is trimmed."""
 

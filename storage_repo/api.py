@@ -161,6 +161,12 @@ class Repo(Protocol):
         visible.
         """
 
+    def store_id(self) -> str:
+        """Return what this store was given at its creation: no two stores have it in common, its copies do."""
+
+    def advance(self, ts: int) -> None:
+        """Give no commit a timestamp <= `ts` any more; durable when this returns. For use while nobody else commits."""
+
     def last_commit_ts(self) -> int:
         """Timestamp of the newest commit; 0 in an empty store."""
 

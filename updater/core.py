@@ -9,14 +9,14 @@ only what changed. Index rows move in the same transaction as the reference that
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from catalog import Catalog, Column, InvalidValue, LaneName, Table
 from catalog.model import DELETED, INDEX_CELL, SOURCE_VERSION, signal_version_cell
-from catalog.values import check, decode, encode
+from catalog.values import check, decode, encode, refusal, refused
 from messaging.dead_letters import MAX_HEADER, dead_letter
 from messaging.headers import leave, now_us
 from messaging.proto import adsindex_pb2 as pb
@@ -69,6 +69,32 @@ class _Pending:
     faults: list[tuple[str, str]] = field(default_factory=list)
 
 
+class _Layout:
+    """What the Updater asks of a table for every row, worked out once: names, cells and who may write them."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.signals = frozenset(c.signal for c in table.columns.values() if c.signal)
+        self.entity_cells = tuple(c.cell for c in table.columns.values() if c.source_table is not None)
+        self.of_source: dict[str, dict[str, tuple[Column, str]]] = {
+            source: {
+                name: (column, column.cell)
+                for name, column in table.columns.items()
+                if (column.source_table is not None if source == ADS_DB else column.signal == source)
+            }
+            for source in (ADS_DB, *self.signals)
+        }
+        """Source -> column name -> column and cell."""
+        self.reference_columns = frozenset(r.column for r in table.references)
+        self.references = tuple((table.columns[r.column].cell, r.index_table) for r in table.references)
+        self.read_cells = [
+            *(c.cell for c in table.columns.values() if c.handler is None),
+            SOURCE_VERSION,
+            DELETED,
+            *(signal_version_cell(s) for s in sorted(self.signals)),
+        ]
+
+
 class UpdaterCore:
     """Applies batches of updates to the Repo. One instance per thread."""
 
@@ -76,17 +102,7 @@ class UpdaterCore:
         self._repo = repo
         self._catalog = catalog
         self._code_version = code_version
-        self._read_cells: dict[str, list[str]] = {}
-        self._signals: dict[str, frozenset[str]] = {}
-        for table in catalog.tables.values():
-            signals = frozenset(c.signal for c in table.columns.values() if c.signal)
-            self._signals[table.name] = signals
-            self._read_cells[table.name] = [
-                *(c.cell for c in table.columns.values() if c.handler is None),
-                SOURCE_VERSION,
-                DELETED,
-                *(signal_version_cell(s) for s in sorted(signals)),
-            ]
+        self._layouts = {table.name: _Layout(table) for table in catalog.tables.values()}
 
     def apply(self, updates: Sequence[pb.EntityUpdate], *, dry_run: bool = False) -> ApplyOutcome:
         """Store a batch: one transaction per row, all made durable together; rows that conflict run again.
@@ -124,8 +140,8 @@ class UpdaterCore:
                 f"{where}: {update.table[:_SHOWN]!r} is not an entity table of {self._catalog.file}; "
                 "declare it there or correct the sender",
             )
-        if update.source != ADS_DB and update.source not in self._signals[update.table]:
-            known = ", ".join(sorted({ADS_DB, *self._signals[update.table]}))
+        if update.source not in self._layouts[update.table].of_source:
+            known = ", ".join(sorted(self._layouts[update.table].of_source))
             raise RefusedUpdate(
                 "unknown_source",
                 f"{where}: source {update.source[:_SHOWN]!r} is not one of {known}; "
@@ -148,7 +164,7 @@ class UpdaterCore:
         self, by_row: Mapping[RowId, list[_Pending]], outcome: ApplyOutcome, entered_us: int, dry_run: bool
     ) -> dict[RowId, list[_Pending]]:
         snapshot = self._repo.snapshot()
-        stored = snapshot.get_many(list(by_row), {table: self._read_cells[table] for table, _ in by_row})
+        stored = snapshot.get_many(list(by_row), {table: self._layouts[table].read_cells for table, _ in by_row})
         transactions: list[Transaction] = []
         owners: list[tuple[RowId, list[_Pending]]] = []
         for row_id, pending in by_row.items():
@@ -188,7 +204,9 @@ class UpdaterCore:
 
     def _origin(self, pending: Sequence[_Pending], entered_us: int) -> Origin:
         """Return who causes the write: the oldest of the updates that it makes visible, in the highest lane of them."""
-        header = min((p.update.header for p in pending), key=lambda h: h.origin_us)
+        header = pending[0].update.header
+        if len(pending) > 1:
+            header = min((p.update.header for p in pending), key=lambda h: h.origin_us)
         lanes = [p.update.header.lane for p in pending if p.update.header.lane]
         sent_on = leave(header, STAGE, entered_us)
         sent_on.lane = min(lanes, default=LANE_NUMBER[LaneName.LOW])
@@ -204,7 +222,7 @@ class UpdaterCore:
 
     def _judge(self, row_id: RowId, stored: Row, pending: Sequence[_Pending], outcome: ApplyOutcome) -> list[_Pending]:
         """Return the updates that are newer than what is stored; the others get their result, stale or duplicate."""
-        table = self._catalog.tables[row_id[0]]
+        layout = self._layouts[row_id[0]]
         new: list[_Pending] = []
         for item in pending:
             known = decode(stored.get(_version_cell(item.update.source))) or 0
@@ -215,7 +233,7 @@ class UpdaterCore:
             outcome.results[item.index].outcome = DUPLICATE if same else STALE
             item.faults.clear()
             if same:  # an earlier owner may have died between storing the row and sending its dead letters
-                self._checked(table, item)
+                self._checked(layout, item)
         return new
 
     def _write_row(
@@ -226,7 +244,7 @@ class UpdaterCore:
         new: Sequence[_Pending],
         outcome: ApplyOutcome,
     ) -> None:
-        table = self._catalog.tables[row_id[0]]
+        layout = self._layouts[row_id[0]]
         newest: dict[str, _Pending] = {}
         for item in new:
             best = newest.get(item.update.source)
@@ -239,109 +257,108 @@ class UpdaterCore:
                 result.outcome = DUPLICATE if update.source_version == best.update.source_version else STALE
                 continue
             write = self._write_entity if update.source == ADS_DB else self._write_signal
-            changed = write(transaction, table, row_id, stored, item)
+            changed = write(transaction, layout, row_id, stored, item)
             transaction.put(*row_id, _version_cell(update.source), encode(update.source_version))
             result.outcome = APPLIED if changed else UNCHANGED
 
     def _write_entity(
         self,
         transaction: Transaction,
-        table: Table,
+        layout: _Layout,
         row_id: RowId,
         stored: Row,
         item: _Pending,
     ) -> bool:
         update = item.update
-        cells: dict[str, bytes] = {}
-        if not update.deleted:
-            cells = self._checked(table, item)
+        cells: dict[str, bytes] = {} if update.deleted else self._checked(layout, item)
         changed = False
-        for column in table.columns.values():
-            if column.source_table is None:
-                continue
-            new, old = cells.get(column.cell), stored.get(column.cell)
+        for cell in layout.entity_cells:
+            new, old = cells.get(cell), stored.get(cell)
             if new == old:
                 continue
             changed = True
             if new is None:
-                transaction.delete(*row_id, column.cell)
+                transaction.delete(*row_id, cell)
             else:
-                transaction.put(*row_id, column.cell, new)
+                transaction.put(*row_id, cell, new)
         if update.deleted and DELETED not in stored:
             transaction.put(*row_id, DELETED, encode(True))
             changed = True
         elif not update.deleted and DELETED in stored:
             transaction.delete(*row_id, DELETED)
             changed = True
-        for reference in table.references:
-            cell = table.columns[reference.column].cell
+        for cell, index_table in layout.references:
             new, old = cells.get(cell), stored.get(cell)
             if new == old:
                 continue
             before, after = _targets(old), _targets(new)
             for target in before - after:
-                transaction.delete(reference.index_table, f"{target}{INDEX_SEPARATOR}{row_id[1]}", INDEX_CELL)
+                transaction.delete(index_table, f"{target}{INDEX_SEPARATOR}{row_id[1]}", INDEX_CELL)
             for target in after - before:
-                transaction.put(reference.index_table, f"{target}{INDEX_SEPARATOR}{row_id[1]}", INDEX_CELL, b"")
+                transaction.put(index_table, f"{target}{INDEX_SEPARATOR}{row_id[1]}", INDEX_CELL, b"")
         return changed
 
     def _write_signal(
         self,
         transaction: Transaction,
-        table: Table,
+        layout: _Layout,
         row_id: RowId,
         stored: Row,
         item: _Pending,
     ) -> bool:
         """Write the columns that the signal sent; a deleted one takes back all of its columns."""
         update, changed = item.update, False
-        cells = {} if update.deleted else self._checked(table, item)
+        cells = {} if update.deleted else self._checked(layout, item)
         sent = {column.name for column in update.columns}
-        for column in table.columns.values():
-            if column.signal != update.source or not (update.deleted or column.name in sent):
+        for name, (_, cell) in layout.of_source[update.source].items():
+            if not (update.deleted or name in sent):
                 continue
-            new, old = cells.get(column.cell), stored.get(column.cell)
+            new, old = cells.get(cell), stored.get(cell)
             if new == old:
                 continue
             changed = True
             if new is None:
-                transaction.delete(*row_id, column.cell)
+                transaction.delete(*row_id, cell)
             else:
-                transaction.put(*row_id, column.cell, new)
+                transaction.put(*row_id, cell, new)
         return changed
 
-    def _checked(self, table: Table, item: _Pending) -> dict[str, bytes]:
+    def _checked(self, layout: _Layout, item: _Pending) -> dict[str, bytes]:
         """Return the cells of the update's valid columns; what is wrong with the others goes to `item.faults`."""
         cells: dict[str, bytes] = {}
         source, row = item.update.source, item.update.row
-        belongs: Callable[[Column], bool] = (
-            (lambda c: c.source_table is not None) if source == ADS_DB else (lambda c: c.signal == source)
-        )
         item.faults.clear()
-        references = {r.column for r in table.references}
+        columns = layout.of_source[source]
         for sent in item.update.columns:
-            column = table.columns.get(sent.name)
-            if column is None or not belongs(column):
+            found = columns.get(sent.name)
+            if found is None:
                 text = (
-                    f"{table.name}/{row}: column {sent.name[:_SHOWN]!r} of source {source!r} is not declared in "
+                    f"{layout.table.name}/{row}: column {sent.name[:_SHOWN]!r} of source {source!r} is not declared in "
                     f"{self._catalog.file}; the other columns were stored"
                 )
                 item.faults.append(("unknown_column", text))
                 continue
             if not sent.value:
                 continue
+            column, cell = found
+            if (reason := refusal(sent.value)) is not None:  # the Gateway has sent the dead letter
+                cells[cell] = refused(reason[:_SHOWN])
+                continue
             try:
                 value = check(column, decode(sent.value))
                 if value is None:
                     continue
-                for target in (value if isinstance(value, list) else [value]) if column.name in references else ():
-                    if fault := _key_fault(f"{target}", row):
-                        raise InvalidValue(column.ref, "bad_reference", f"{str(target)[:_SHOWN]!r} {fault}")
-                cells[column.cell] = encode(value)
+                if column.name in layout.reference_columns:
+                    for target in value if isinstance(value, list) else (value,):
+                        if fault := _key_fault(f"{target}", row):
+                            raise InvalidValue(column.ref, "bad_reference", f"{str(target)[:_SHOWN]!r} {fault}")
+                cells[cell] = encode(value)
             except InvalidValue as error:
-                item.faults.append((error.reason, f"row {row!r}: {error}; stored as null"))
+                cells[cell] = refused(error.reason)
+                item.faults.append((error.reason, f"row {row!r}: {error}; kept as not valid"))
             except msgspec.DecodeError as error:
-                text = f"{column.ref} of row {row!r}: the value does not decode ({error}); stored as null"
+                cells[cell] = refused("bad_encoding")
+                text = f"{column.ref} of row {row!r}: the value does not decode ({error}); kept as not valid"
                 item.faults.append(("bad_encoding", text))
         return cells
 
@@ -388,6 +405,6 @@ def _key_fault(key: str, row: str | None = None) -> str:
 
 
 def _targets(cell: bytes | None) -> set[str]:
-    """Return the row keys that a reference's cell points to: none, one, or those of a list."""
+    """Return the row keys that a reference's cell points to: none (null, refused), one, or those of a list."""
     value = decode(cell)
     return set() if value is None else {str(one) for one in (value if isinstance(value, list) else [value])}

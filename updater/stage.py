@@ -21,6 +21,10 @@ from updater.rpc import serve
 _BATCH = 256
 """Rows per durable write: large enough that the sync costs little per row, small enough that it adds no latency."""
 _WAIT_SECONDS = 0.5
+_HOLD_SECONDS = 0.02
+"""How far stored positions may lag behind durable rows. Storing one is a synced write to the file that all stages
+publish to, so one per batch would delay every message of the path; after a kill the last rows come twice and count as
+duplicates."""
 
 
 def run(context: StageContext, repo: Repo) -> None:
@@ -30,13 +34,20 @@ def run(context: StageContext, repo: Repo) -> None:
     topics = [*(UPDATES[lane] for lane in LANES), SIGNALS]
     consumer = context.log.consumer(UPDATER_GROUP, topics, member=f"{STAGE}-{context.worker}")
     context.ready(port)
+    due: float | None = None  # when positions of durable rows are to be stored
     try:
         while not context.stop.is_set():
             context.beat()
             consumer.pause(context.switches.paused_topics(UPDATES))
-            if records := consumer.poll(_BATCH, _WAIT_SECONDS):
+            wait_s = _WAIT_SECONDS if due is None else max(0.0, due - time.monotonic())
+            if records := consumer.poll(_BATCH, wait_s):
                 _process(context, core, records)
-                consumer.commit_upto(records)
+                due = due or time.monotonic() + _HOLD_SECONDS
+            if due is not None and time.monotonic() >= due:
+                consumer.commit()
+                due = None
+        if due is not None:
+            consumer.commit()
     finally:
         consumer.close()
         mirror.stop(grace=1).wait()

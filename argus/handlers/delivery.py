@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from argus import HandlerContext, Inputs, Value, handler
+from argus import HandlerContext, Inputs, InvalidInput, Value, handler
 
 
 @handler(
@@ -20,6 +20,7 @@ from argus import HandlerContext, Inputs, Value, handler
         "ad_document.creative_problem",
         "ad_document.bid_micros",
     ),
+    reads=("ad_group.bid_micros", "advertiser.currency"),
     writes=("ad_document.servable", "ad_document.blocked_by"),
 )
 def status_rollup(row: Inputs, context: HandlerContext) -> Mapping[str, Value]:
@@ -49,7 +50,9 @@ def status_rollup(row: Inputs, context: HandlerContext) -> Mapping[str, Value]:
     if row.exists("ad_group"):
         if row["ad_group.targeting_terms"] is None:
             causes.append(f"{row.name('ad_group')} has no valid targeting")
-        if row["ad_document.bid_micros"] is None:
+        if row["ad_document.bid_micros"] is None and (row["ad_group.bid_micros"] or 0) > 0:
+            causes.append(f"{row.name('advertiser')} has currency {row['advertiser.currency']!r} without exchange rate")
+        elif row["ad_document.bid_micros"] is None:
             causes.append(f"{row.name('ad_group')} has no bid above 0")
     return {"ad_document.servable": not causes, "ad_document.blocked_by": causes or None}
 
@@ -80,13 +83,25 @@ def schedule(row: Inputs, context: HandlerContext) -> Mapping[str, Value]:
 @handler(
     root="ad",
     watches=("ad_group.bid_micros", "advertiser.currency"),
-    writes=("ad_document.bid_micros", "ad_document.bid_currency"),
+    writes=("ad_document.bid_micros", "ad_document.bid_currency", "ad_document.bid_account_micros"),
 )
 def bid(row: Inputs, context: HandlerContext) -> Mapping[str, Value]:
-    """Take the ad group's bid, in the advertiser's currency; one that is not above 0 is none, and blocks."""
-    micros = row["ad_group.bid_micros"]
-    valid = micros is not None and micros > 0
+    """Take the ad group's bid, in the advertiser's currency and in that of the account, in which bids are compared.
+
+    A bid that is not above 0 is none, and blocks; so does one in a currency without a declared exchange rate.
+    """
+    micros, currency, rates = row["ad_group.bid_micros"], row["advertiser.currency"], context.catalog.exchange_rates
+    if micros is None or micros <= 0:
+        return {}
+    worth = rates.to_account(micros, currency) if rates else None
+    if worth is None and row.exists("advertiser"):  # one that has not come yet is no fault of the bid
+        raise InvalidInput(
+            "unknown_currency",
+            f"{row.name('advertiser')} has currency {currency!r}, for which the catalogue declares no exchange rate; "
+            "correct the currency, or add it to exchange_rates",
+        )
     return {
-        "ad_document.bid_micros": micros if valid else None,
-        "ad_document.bid_currency": row["advertiser.currency"] if valid else None,
+        "ad_document.bid_micros": micros,
+        "ad_document.bid_currency": currency,
+        "ad_document.bid_account_micros": worth,
     }

@@ -40,25 +40,32 @@ def text_embedding(row: Inputs, context: HandlerContext) -> Mapping[str, Value]:
 @lru_cache(maxsize=4096)  # refreshes, and changes of one pin's price or image, come back to the same text
 def embed(head: str, body: str, dims: int) -> bytes | None:
     """Return the unit vector of a text as little-endian float32 bytes; `head` counts more than `body`."""
-    counts: Counter[str] = Counter()
+    features: list[str] = []
     for text, factor in ((analyze(head), _TITLE_FACTOR), (analyze(body)[:_MAX_WORDS], 1)):
+        of_text: list[str] = []
         for word, following in zip(text, [*text[1:], ""], strict=False):
-            counts["w" + word] += factor
+            of_text += _features(word)
             if following:
-                counts[f"p{word} {following}"] += factor
-            padded = f"_{word}_"
-            for start in range(len(padded) - 2):
-                counts["t" + padded[start : start + 3]] += factor
+                of_text.append(f"p{word} {following}")
+        features += of_text * factor
     vector = [0.0] * dims
-    for feature, count in counts.items():
-        slot, sign = _place(feature, dims)
-        vector[slot] += sign * _WEIGHTS[feature[0]] * math.sqrt(count)
+    for feature, count in Counter(features).items():
+        slot, weight = _place(feature, dims)
+        vector[slot] += weight * math.sqrt(count)
     # Plain sums and square roots in a fixed order: IEEE 754 gives the same bits on every platform.
     norm = math.sqrt(sum(x * x for x in vector))
     return np.array([x / norm for x in vector], dtype="<f4").tobytes() if norm else None
 
 
+@lru_cache(maxsize=1 << 14)
+def _features(word: str) -> tuple[str, ...]:
+    """The word itself and its trigrams."""
+    padded = f"_{word}_"
+    return ("w" + word, *("t" + padded[start : start + 3] for start in range(len(padded) - 2)))
+
+
 @lru_cache(maxsize=1 << 16)
 def _place(feature: str, dims: int) -> tuple[int, float]:
+    """Slot and signed weight of a feature."""
     mixed = zlib.crc32(feature.encode()) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-    return (mixed >> 40) % dims, 1.0 if mixed >> 63 else -1.0
+    return (mixed >> 40) % dims, _WEIGHTS[feature[0]] * (1.0 if mixed >> 63 else -1.0)

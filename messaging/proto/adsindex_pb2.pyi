@@ -89,7 +89,7 @@ class FanOut(_message.Message):
     def __init__(self, root: _Optional[str] = ..., cursor: _Optional[str] = ..., chunks_done: _Optional[int] = ...) -> None: ...
 
 class Notification(_message.Message):
-    __slots__ = ("header", "table", "row", "columns", "commit_ts", "writer", "fan_out", "refresh")
+    __slots__ = ("header", "table", "row", "columns", "commit_ts", "writer", "fan_out", "refresh", "republish")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     TABLE_FIELD_NUMBER: _ClassVar[int]
     ROW_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,7 @@ class Notification(_message.Message):
     WRITER_FIELD_NUMBER: _ClassVar[int]
     FAN_OUT_FIELD_NUMBER: _ClassVar[int]
     REFRESH_FIELD_NUMBER: _ClassVar[int]
+    REPUBLISH_FIELD_NUMBER: _ClassVar[int]
     header: Header
     table: str
     row: str
@@ -106,7 +107,8 @@ class Notification(_message.Message):
     writer: str
     fan_out: FanOut
     refresh: bool
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., table: _Optional[str] = ..., row: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., commit_ts: _Optional[int] = ..., writer: _Optional[str] = ..., fan_out: _Optional[_Union[FanOut, _Mapping]] = ..., refresh: _Optional[bool] = ...) -> None: ...
+    republish: bool
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., table: _Optional[str] = ..., row: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., commit_ts: _Optional[int] = ..., writer: _Optional[str] = ..., fan_out: _Optional[_Union[FanOut, _Mapping]] = ..., refresh: _Optional[bool] = ..., republish: _Optional[bool] = ...) -> None: ...
 
 class DocumentDelta(_message.Message):
     __slots__ = ("header", "document_id", "version", "deleted", "body")

@@ -114,6 +114,35 @@ class EmbeddedRepo:
                 outcomes[place] = outcome
         return outcomes
 
+    def store_id(self) -> str:
+        """Return the random id of the store, which its copies share."""
+        store = self._store
+        try:
+            with store.env.begin() as txn:
+                found = txn.get(b"id", db=store.meta)
+        except lmdb.Error as error:
+            raise store.unavailable("read", error) from error
+        if found is None:
+            raise StoreUnavailable(f"{store.path} has lost its id; move it away and rebuild (data sync)")
+        return found.decode()
+
+    def advance(self, ts: int) -> None:
+        """Give no commit a timestamp <= `ts` any more; durable when this returns.
+
+        The collector takes the timestamps that are left out for old ones, so snapshots from before may end.
+        """
+        store = self._store
+        if not 0 <= ts < MAX_TS // 2:
+            raise ValueError(f"cannot advance the store to {ts}")
+        try:
+            with store.env.begin(write=True) as txn:
+                state = store.state(txn)
+                if ts > state.last_ts:
+                    state.last_ts = ts
+                    txn.put(b"state", state.pack(), db=store.meta)
+        except lmdb.Error as error:
+            raise store.unavailable("write to", error) from error
+
     def last_commit_ts(self) -> int:
         """Return the timestamp of the newest commit; 0 in an empty store."""
         try:

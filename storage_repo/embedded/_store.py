@@ -10,6 +10,7 @@ changes     commit ts u64                 msgpack [(table, row, columns)]: what 
 tombstones  commit ts u64, cell           nothing: cells that may be removed once the tombstone is old
 pins        name                          ts u64, epoch u32, steady time of its end u64, time to live u64
 meta        "state", "boot", "format"     the state record, id of the machine's boot, version of this layout
+            "id"                          random, given at creation
             "table:" name                 table id u8
 =========== ============================= =====================================================================
 
@@ -27,6 +28,7 @@ import os
 import struct
 import threading
 import time
+import uuid
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +157,8 @@ class Store:
                 f"{self.path} has format {found!r}, this program writes {FORMAT!r}; open it with the version that "
                 "wrote it, or move it away and rebuild from the ads DB (data sync)"
             )
+        if txn.get(b"id", db=self.meta) is None:
+            txn.put(b"id", uuid.uuid4().hex.encode(), db=self.meta)
 
     def unavailable(self, doing: str, error: Exception) -> StoreUnavailable:
         """Return the error that says what went wrong with the file, and what to do."""

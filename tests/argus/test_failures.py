@@ -194,8 +194,9 @@ def test_a_source_that_is_down_freezes_its_own_fields_only(world: World) -> None
     assert world.stored([1]) == world.expected([1])
 
 
-def test_a_row_that_waits_for_a_source_goes_round_in_the_low_lane(world: World) -> None:
-    """Nobody has to send a signal again: the row queues until the source is back, but not for ever."""
+def test_a_row_that_waits_for_a_source_goes_round_apart_and_commits_nothing(world: World) -> None:
+    """Nobody has to send a signal again: the row queues until the source is back, but not for ever; finding the source
+    still away writes nothing and publishes nothing."""
     broken = _Broken(world)
     cached: CachedSource[int, PerformanceRow] = CachedSource(
         "performance", broken, CacheSettings(timeout_s=10, retry_after_s=0)
@@ -208,16 +209,23 @@ def test_a_row_that_waits_for_a_source_goes_round_in_the_low_lane(world: World) 
     world.perform(PerformanceRow(1, 2_000, 2, 0, 0, 9))
     (hint,) = world.hints()
     hint.notification.header.origin_us = now_us() - DEFER_FOR_US - 1
-    assert core.process_hints([hint]).notifications == []
+    outcome = core.process_hints([hint])
+    assert (outcome.notifications, outcome.deferred) == ([], [])
     hint.notification.header.origin_us = now_us()
     outcome = core.process_hints([hint])
-    assert outcome.only_waits
-    (waiting,) = outcome.notifications
+    assert (outcome.notifications, outcome.counts["deferred"], outcome.only_waits) == ([], 1, False)
+    (waiting,) = outcome.deferred
     assert waiting.header.lane == pb.LANE_LOW
-    (waiting,) = core.process_hints([Hint(waiting)]).notifications
+    before = world.repo.last_commit_ts()
+    outcome = core.process_hints([Hint(waiting, deferred=True)])
+    assert (outcome.only_waits, outcome.counts["waiting_for_source"], outcome.deltas) == (True, 1, [])
+    assert world.repo.last_commit_ts() == before
+    world.put("campaign", 1, **{**CAMPAIGN, "objective": "SALES"})
+    outcome = core.process_hints([*world.hints(), Hint(outcome.deferred[0], deferred=True)])
+    assert (outcome.counts["rows_written"], outcome.counts["documents_changed"], outcome.only_waits) == (1, 1, False)
     broken.down = False
-    outcome = core.process_hints([Hint(waiting)])
-    assert (outcome.notifications, outcome.only_waits) == ([], False)
+    outcome = core.process_hints([Hint(outcome.deferred[0], deferred=True)])
+    assert (outcome.deferred, outcome.counts["documents_changed"], outcome.only_waits) == ([], 1, False)
     assert world.document()["impressions"] == 2_000
 
 

@@ -142,6 +142,36 @@ def test_only_a_bid_above_zero_is_a_bid(micros: int | None, expected: int | None
     assert outputs["ad_document.bid_currency"] == ("EUR" if expected else None)
 
 
+@pytest.mark.parametrize(
+    ("micros", "currency", "expected"),
+    [
+        (1_000_000, "USD", 1_000_000),
+        (1_000_000, "EUR", 1_110_000),
+        (80_000_000, "INR", 1_000_000),
+        (1, "INR", 1),
+        ((1 << 62) - 1, "USD", (1 << 62) - 1),
+    ],
+)
+def test_bids_are_compared_in_the_account_currency(micros: int, currency: str, expected: int) -> None:
+    """80 rupees are a dollar, to the micro; a bid above 0 stays above 0; the advertiser's own amount is kept."""
+    outputs = run_handler(bid, {"ad_group.bid_micros": micros, "advertiser.currency": currency})
+    assert outputs == {
+        "ad_document.bid_micros": micros,
+        "ad_document.bid_currency": currency,
+        "ad_document.bid_account_micros": expected,
+    }
+
+
+@pytest.mark.parametrize("currency", ["XXX", "usd", None])
+def test_a_bid_in_a_currency_without_a_rate_is_refused(currency: str | None) -> None:
+    """It cannot be compared with others, so it is no bid; an advertiser that has not come yet is no such fault."""
+    values = {"ad_group.bid_micros": 5, "advertiser.currency": currency}
+    with pytest.raises(InvalidInput, match=r"advertiser 1 has currency .*; correct the currency, or add it"):
+        run_handler(bid, values)
+    outputs = run_handler(bid, {"ad_group.bid_micros": 5}, absent=["advertiser"])
+    assert outputs["ad_document.bid_account_micros"] is None
+
+
 GOOD_PIN = {"pin.title": " Shorts ", "pin.status": "ACTIVE"}
 GOOD_IMAGE = {"pin.image_id": "i1", "image.url": "https://x/i.jpg", "image.status": "ACTIVE"}
 

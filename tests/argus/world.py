@@ -188,6 +188,7 @@ class World:
             outcomes.append(core.process_hints(waiting[:256]))
             left = waiting[256:] + self.hints()
             waiting = left + [Hint(n) for n in outcomes[-1].notifications]
+            waiting += [Hint(n, deferred=True) for n in outcomes[-1].deferred]
             if not left and outcomes[-1].only_waits:
                 break
             assert len(outcomes) < 1_000, "it does not settle"

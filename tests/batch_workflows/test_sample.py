@@ -6,6 +6,10 @@ import json
 from datetime import datetime
 from pathlib import Path
 
+import pytest
+
+from batch_workflows import _sample_words as words
+from batch_workflows import announce_left_over
 from batch_workflows.sample import generate_sample
 from catalog import ValueType, load_catalog
 from gateway import Materializer
@@ -88,6 +92,43 @@ def test_targeting_in_all_dimensions(tmp_path: Path) -> None:
         excluded |= set(exclude)
     assert used == set(dimensions)
     assert excluded == {"country", "device", "interests"}
+    importer.close()
+
+
+def test_every_currency_of_the_sample_has_an_exchange_rate() -> None:
+    """No advertiser of the sample is refused for a currency that the catalogue does not declare."""
+    rates = load_catalog().exchange_rates
+    assert rates is not None
+    assert {market[1] for market in words.MARKETS} <= rates.rates.keys()
+
+
+def test_signals_lost_by_a_kill_are_made_up_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows are in, and the process dies before it signals their performance; `up` announces it at its start, and
+    again costs nothing."""
+    importer = Importer(tmp_path)
+
+    def die(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("batch_workflows.sample.announce_performance", die)
+    with pytest.raises(KeyboardInterrupt):
+        generate(importer, 50, 1)
+    assert importer.one("SELECT count(*) FROM ads") == 50
+    assert generate(importer, 50, 1) == 0
+    assert importer.signals() == []
+    missing = announce_left_over(importer.home.performance_db, importer.log)
+    assert missing == len(importer.signals()) > 30
+    assert announce_left_over(importer.home.performance_db, importer.log) == 0
+    importer.close()
+
+
+def test_a_broken_or_missing_performance_database_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    """There is nothing to announce then; the handlers tell of the source."""
+    importer = Importer(tmp_path)
+    assert announce_left_over(importer.home.performance_db, importer.log) == 0
+    assert not importer.home.performance_db.exists()
+    importer.home.performance_db.write_bytes(b"no database" * 100)
+    assert announce_left_over(importer.home.performance_db, importer.log) == 0
     importer.close()
 
 

@@ -186,9 +186,32 @@ FAULTS = [
         "link: {from: pin",
         "is string",
     ),
-    ("serving role of an unknown field", "  bid: bid_micros\n", "  bid: bit_micros\n", "bit_micros", "no field named"),
-    ("serving role of the wrong index", "  bid: bid_micros\n", "  bid: title\n", "  bid: title", "index 'numeric'"),
-    ("unknown serving role", "  bid: bid_micros\n", "  bid: bid_micros\n  boss: title\n", "  boss: title", "'boss'"),
+    (
+        "serving role of an unknown field",
+        "  bid: bid_account_micros\n",
+        "  bid: bit_micros\n",
+        "bit_micros",
+        "no field named",
+    ),
+    (
+        "serving role of the wrong index",
+        "  bid: bid_account_micros\n",
+        "  bid: title\n",
+        "  bid: title",
+        "index 'numeric'",
+    ),
+    (
+        "unknown serving role",
+        "  bid: bid_account_micros\n",
+        "  bid: bid_account_micros\n  boss: title\n",
+        "  boss: title",
+        "'boss'",
+    ),
+    ("rate of no currency", "USD: 1, AUD", "USD: 1, usd: 1, AUD", "usd: 1", "'usd' is not an ISO 4217 code"),
+    ("rate of 0", "EUR: 1.11", "EUR: 0", "EUR: 0", "greater than 0"),
+    ("rate without end", "EUR: 1.11", "EUR: .inf", "EUR: .inf", "finite number"),
+    ("account currency without rate", "  account: USD", "  account: NOK", "account: NOK", "'NOK' must be among"),
+    ("account currency worth something else", "{USD: 1,", "{USD: 2,", "account: USD", "with rate 1"),
     ("unknown root", "    root: ad\n", "    root: adv\n", "root: adv", "root 'adv'"),
     (
         "root that is the document table",
@@ -251,7 +274,7 @@ def test_all_faults_are_reported_at_once(faults_of: Callable[[str], list[Fault]]
     for old, new in (
         ("dims: 64", "dims: 0"),
         ("{from: pin.link}", "{from: pin.lnk}"),
-        ("  bid: bid_micros", "  bid: nothing"),
+        ("  bid: bid_account_micros", "  bid: nothing"),
         ("pins.brand", "pans.brand"),
     ):
         assert old in text

@@ -56,6 +56,8 @@ def test_two_homes_do_not_see_each_other(home: Path, tmp_path: Path) -> None:
     [
         (("search", "--request", '{"colour": "red"}'), ("colour", "country")),
         (("search", "--request", "{"), ("not JSON",)),
+        (("search", "--request", '{"filter": ' + '{"not": ' * 3000 + "1" + "}" * 3001), ("nested",)),
+        (("search", "--request", "[" * 100_000), ("nested",)),
         (("search",), ("--request",)),
         (("show", "campain", "1"), ("campain", "campaign")),
         (("show", "ad", "987654321"), ("987654321",)),
@@ -75,6 +77,14 @@ def test_wrong_input_is_one_clear_sentence(home: Path, words: tuple[str, ...], t
     assert done.returncode != 0
     assert all(word in done.stderr for word in told), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("place", ["/proc/nope", "a-file"])
+def test_a_home_that_cannot_be_is_one_clear_sentence(tmp_path: Path, place: str) -> None:
+    """A home below a file, or where nothing can be made, is named; no traceback."""
+    (tmp_path / "a-file").write_text("x")
+    done = adsindex("status", home=tmp_path / place if place == "a-file" else Path(place), check=False)
+    assert done.returncode == 1 and place.strip("/") in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_request_file_names_the_line_that_is_wrong(home: Path, tmp_path: Path) -> None:

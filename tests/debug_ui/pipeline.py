@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,10 @@ class Pipeline:
         index.describe = lambda: {"positions": pipeline.positions}
         return pipeline
 
+    @cached_property
+    def _argus(self) -> ArgusCore:
+        return ArgusCore(self.backends.repo, self.registry, {"performance": self.source}, code_version="test")
+
     @property
     def log(self) -> Log:
         return self.backends.log
@@ -128,8 +133,7 @@ class Pipeline:
 
     def argus(self) -> int:
         records = self._take(ARGUS_GROUP, [NOTIFICATIONS[lane] for lane in LANES])
-        core = ArgusCore(self.backends.repo, self.registry, {"performance": self.source}, code_version="test")
-        outcome = core.process(records)
+        outcome = self._argus.process(records)
         self.log.publish(outcome.records(), positions_after(records))
         return len(records)
 

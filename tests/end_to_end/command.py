@@ -29,7 +29,7 @@ def adsindex(
     """Run a command on a home and return it; a failure shows what it printed."""
     done = subprocess.run(
         [sys.executable, "-m", "cli.main", *map(str, words), "--home", str(home)],
-        cwd=home.parent, env=environment(), capture_output=True, text=True, input=text, timeout=UP_SECONDS, check=False,
+        cwd=ROOT, env=environment(), capture_output=True, text=True, input=text, timeout=UP_SECONDS, check=False,
     )  # fmt: skip
     if check and done.returncode != 0:
         raise AssertionError(f"{words} exited {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -47,9 +47,9 @@ def until_idle(home: Path, *words: str) -> dict[str, Any]:
     return report
 
 
-def documents(home: Path) -> dict[str, str]:
-    """Return id -> canonical bytes (hex) of every servable document."""
-    lines = adsindex("documents", "--no-readable", home=home).stdout.splitlines()
+def documents(home: Path, *words: str) -> dict[str, str]:
+    """Return id -> canonical bytes (hex) of every servable document; with "--served" of what serving has."""
+    lines = adsindex("documents", "--no-readable", *words, home=home).stdout.splitlines()
     return {row["id"]: row["document"] for row in map(json.loads, lines)}
 
 

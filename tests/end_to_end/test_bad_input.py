@@ -5,17 +5,23 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from catalog import load_catalog
+from argus.sources import PerformanceDb, PerformanceRow
+from catalog import LaneName, load_catalog
 from catalog.documents import decode_document
+from catalog.values import encode
+from cli.idle import deferred_rows
 from cli.inprocess import InProcess
+from messaging.api import OutRecord
 from messaging.dead_letters import parse
+from messaging.headers import new_header, now_us
 from messaging.home import Home
 from messaging.proto import adsindex_pb2 as pb
-from messaging.topics import DEAD_LETTERS
+from messaging.topics import DEAD_LETTERS, DEFERRED, SIGNALS
 
 HEALTHY = """
 INSERT INTO advertisers (id, name, currency) VALUES (1, 'A', 'USD');
@@ -134,6 +140,49 @@ def test_schedules_begin_and_end_by_the_clock_without_any_update(pipeline: InPro
     assert pipeline.backends.log.end_offsets("serving.deltas") == deltas
 
 
+def test_rows_that_wait_for_a_source_keep_nobody_from_being_idle(pipeline: InProcess) -> None:
+    """The performance database is away: the pipeline is idle without the rows that wait for it, trying them again
+    commits nothing, and once it is back they are done."""
+    update = pb.EntityUpdate(
+        header=new_header(LaneName.MEDIUM, now_us()), table="ad", row="1", source="performance", source_version=1
+    )
+    update.columns.add(name="performance_version", value=encode(1))
+    log, repo = pipeline.backends.log, pipeline.backends.repo
+    log.publish([OutRecord(SIGNALS, "ad/1", update.SerializeToString())])
+    pipeline.until_idle(60)
+    assert deferred_rows(log) == 1
+    rounds, commits = sum(log.end_offsets(DEFERRED).values()), repo.last_commit_ts()
+    assert log.wait([DEFERRED], {(DEFERRED, p): end for p, end in log.end_offsets(DEFERRED).items()}, 30)
+    assert repo.last_commit_ts() == commits
+    assert rounds < 20, "it goes round at a slow pace"
+    assert serving(pipeline) == {"1", "2"}
+    with closing(PerformanceDb(pipeline.home.performance_db)) as database:
+        database.upsert([PerformanceRow(1, 2_000, 2, 0, 0, 9)])
+    pipeline.until_idle(60)
+    assert deferred_rows(log) == 0
+    assert decode_document(pipeline.backends.serving.get(["1"])[0].body)["impressions"] == 2_000
+
+
+def test_bids_in_different_currencies_compete_by_what_they_are_worth(pipeline: InProcess) -> None:
+    """Two rupees are less than half a dollar; a currency that nobody declared stops its advertiser, and says so."""
+    sql = pipeline.backends.ads_db.execute
+    sql("""
+        INSERT INTO advertisers (id, name, currency) VALUES (2, 'B', 'INR');
+        INSERT INTO campaigns (id, advertiser_id, name) VALUES (2, 2, 'C');
+        INSERT INTO budgets (campaign_id, daily_micros, currency) VALUES (2, 1000000000, 'INR');
+        UPDATE ad_groups SET campaign_id = 2, bid_micros = 2000000 WHERE id = 2;
+    """)
+    pipeline.until_idle()
+    hits = pipeline.backends.serving.search({}, 0)["hits"]
+    assert [str(hit["ad_id"]) for hit in hits] == ["1", "2"]
+    assert hits[1]["score"] == pytest.approx(hits[0]["score"] / 20)
+    sql("UPDATE advertisers SET currency = 'XXX' WHERE id = 2")
+    pipeline.until_idle()
+    assert serving(pipeline) == {"1"}
+    (letter,) = letters(pipeline)
+    assert (letter.reason, letter.row) == ("unknown_currency", "2")
+
+
 def test_spending_the_budget_stops_the_campaign_without_rewriting_a_document(pipeline: InProcess) -> None:
     """Budget state takes the short cut: ads stop and start with it, and no document is published for that."""
     deltas = pipeline.backends.log.end_offsets("serving.deltas")
@@ -144,3 +193,30 @@ def test_spending_the_budget_stops_the_campaign_without_rewriting_a_document(pip
     pipeline.until_idle()
     assert serving(pipeline) == {"1", "2"}
     assert pipeline.backends.log.end_offsets("serving.deltas") == deltas
+
+
+NULL_MEANS_ANYTHING = [
+    ("INSERT INTO targeting_specs (ad_group_id, spec) VALUES (1, CAST(x'fffe' AS TEXT))", "targeting_specs"),
+    (f"INSERT INTO targeting_specs (ad_group_id, spec) VALUES (1, '{'[' * 100_000}')", "targeting_specs"),
+    ("UPDATE ad_groups SET ends_at = '01/02/2020' WHERE id = 1", "ad_groups"),
+    ("UPDATE ad_groups SET starts_at = 'tomorrow' WHERE id = 1", "ad_groups"),
+]
+
+
+@pytest.mark.parametrize(("statement", "table"), NULL_MEANS_ANYTHING)
+def test_what_cannot_be_understood_is_not_taken_for_no_condition(
+    pipeline: InProcess, statement: str, table: str
+) -> None:
+    """A spec or date that is refused stops the ad; a spec or date that was never set puts no condition."""
+    sql = pipeline.backends.ads_db.execute
+    sql(statement)
+    pipeline.until_idle()
+    assert serving(pipeline) == {"2"}
+    assert len(letters(pipeline)) == 1
+    sql(
+        "DELETE FROM targeting_specs"
+        if table == "targeting_specs"
+        else "UPDATE ad_groups SET starts_at = NULL, ends_at = NULL"
+    )
+    pipeline.until_idle()
+    assert serving(pipeline) == {"1", "2"}

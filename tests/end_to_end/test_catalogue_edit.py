@@ -6,6 +6,7 @@ from pathlib import Path
 
 from catalog import DEFAULT_CATALOG, load_catalog
 from catalog.documents import decode_document
+from cli.backends import close_backends, open_backends
 from cli.inprocess import InProcess
 from messaging.home import Home
 
@@ -62,3 +63,18 @@ def test_a_new_column_reaches_the_served_document_by_an_edit_of_the_catalogue(tm
         assert served(pipeline, "1")["tracking"] == served(pipeline, "2")["tracking"] == "autumn"
         found = pipeline.backends.serving.search({"filter": {"term": {"field": "tracking", "value": "autumn"}}}, 0)
         assert found["total"] == 2
+
+
+def test_an_edit_while_the_service_runs_with_the_old_catalogue_loses_no_row(tmp_path: Path) -> None:
+    """A command with the new catalogue beside a Gateway with the old one: after the restart all rows have the field."""
+    home, edited = Home.open(tmp_path / "home"), load_catalog(edited_catalog(tmp_path))
+    with InProcess(home, load_catalog()) as pipeline:
+        pipeline.backends.ads_db.execute(AD)
+        pipeline.backends.ads_db.execute("ALTER TABLE ads ADD COLUMN tracking_code VARCHAR(64) DEFAULT 'spring'")
+        pipeline.until_idle()
+        close_backends(open_backends(home, edited))  # what every command does
+        pipeline.backends.ads_db.ensure_capture(edited)  # and what none does any more
+        pipeline.until_idle()
+    with InProcess(home, edited) as pipeline:
+        pipeline.until_idle()
+        assert served(pipeline, "1")["tracking"] == served(pipeline, "2")["tracking"] == "spring"

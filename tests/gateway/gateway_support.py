@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from catalog import Catalog, load_catalog
+from catalog.values import decode, refusal
 from gateway import Change, Materialized, Materializer, SqliteAdsDb, SqliteChangeFeed, stage
 from gateway._rows import SqliteRowSource
 from messaging import Log, open_embedded_log
@@ -56,7 +55,7 @@ class Captured:
 
 def values_of(update: pb.EntityUpdate) -> dict[str, Any]:
     """Decode an update's columns with nothing of the project's."""
-    return {c.name: msgspec.msgpack.decode(c.value) if c.value else None for c in update.columns}
+    return {c.name: None if refusal(c.value) is not None else decode(c.value) for c in update.columns}
 
 
 def context_of(home: Home, log: Log, ready: Callable[[int], None] = lambda _: None) -> StageContext:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from catalog.values import refusal
 from gateway import Change, Materializer
 from messaging.proto import adsindex_pb2 as pb
 from messaging.topics import CHANGE_FEED
@@ -103,8 +104,8 @@ def test_budget_short_cut(ads: Captured) -> None:
         ("UPDATE pins SET price_micros = 1.5", "price_micros", "bad_type"),
     ],
 )
-def test_bad_value_is_null_and_a_dead_letter(ads: Captured, sql: str, column: str, reason: str) -> None:
-    """A value that its column does not allow is sent as null with a dead letter; the rest of the entity flows."""
+def test_bad_value_is_marked_and_a_dead_letter(ads: Captured, sql: str, column: str, reason: str) -> None:
+    """A value that its column does not allow is sent as refused, with a dead letter; the rest of the entity flows."""
     ads.db.execute(ONE_OF_EACH + "UPDATE pins SET title = 'good', link = 'l', description = 'd', price_micros = 5;")
     before = ads.feed.end()
     ads.app.execute(sql)
@@ -112,6 +113,7 @@ def test_bad_value_is_null_and_a_dead_letter(ads: Captured, sql: str, column: st
     (update,), (letter,) = result.updates, result.dead_letters
     values = values_of(update)
     assert values[column] is None
+    assert {c.name: refusal(c.value) for c in update.columns}[column] == reason
     assert values["link"] == "l"
     assert values["title"] == (None if column == "title" else "good")
     assert (letter.stage, letter.reason, letter.table, letter.row) == ("gateway", reason, "pin", "p")

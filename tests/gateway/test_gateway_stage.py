@@ -103,6 +103,10 @@ def test_rpc_mirror(home: Home) -> None:
         assert len(published(log)) == before + 1
         with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
             stub.Materialize(pb.ChangeBatch(changes=[pb.Change()] * 10_001), timeout=20)
+        ahead = pb.Change(source_table="ads", key="4", position=10**15)
+        with pytest.raises(grpc.RpcError, match="beyond the change feed's end"):
+            stub.Materialize(pb.ChangeBatch(changes=[ahead]), timeout=20)
+        assert len(published(log)) == before + 1
 
 
 def test_log_that_lost_its_position_resyncs(home: Home) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import threading
 import time
@@ -11,11 +12,16 @@ from typing import Any
 
 import pytest
 
+from batch_workflows.refresh import Resynced, resync
+from catalog.model import SOURCE_VERSION
+from catalog.values import encode
 from compose import ServerInfo
-from gateway import PositionLost, request_resync
+from gateway import PositionLost, request_missing, request_resync
 from gateway._binlog_rows import TableMap, table_of
 from gateway._mysql_rows import MysqlRowSource
 from gateway.binlog import SESSION_BITS
+from storage_repo import Origin, RepoSchema
+from storage_repo.embedded import EmbeddedRepo
 from tests.gateway.gateway_support import values_of
 from tests.gateway.mysql_support import Ads, Tail, newest, run, seed
 
@@ -272,6 +278,50 @@ def test_resync_of_a_running_feed(mysql: Ads, tail: Tail) -> None:
     assert tail.stored()["resync"] == 1
     tail.reopen()
     assert not tail.feed.snapshot_pending
+
+
+def test_keys_that_the_ads_db_lacks_are_sent_as_deleted(mysql: Ads, tail: Tail, mysql_admin: Any) -> None:
+    """Rows that went without a row event are deleted on request; what is there, and comes back, is not."""
+    mysql.run("INSERT INTO ads (id, ad_group_id) VALUES (1, 1), (2, 1), (3, 1)")
+    tail.drain()
+    run(mysql_admin, "SET SESSION sql_log_bin = 0", f"DELETE FROM {mysql.name}.ads WHERE id > 1")
+    table = tail.catalog.tables["ad"]
+    assert request_missing(mysql.db, tail.catalog, tail.log, table, [1, 2, 3]) == 2
+    assert {row: state is not None for (name, row), state in newest(tail.log).items() if name == "ad"} == {
+        "1": True,
+        "2": False,
+        "3": False,
+    }
+    mysql.run("INSERT INTO ads (id, ad_group_id) VALUES (2, 1)")
+    tail.drain()
+    assert newest(tail.log)["ad", "2"] is not None
+
+
+def test_resync_finds_what_only_the_repo_has(mysql: Ads, tail: Tail, tmp_path: Path) -> None:
+    """Rows of the Repo that the database lacks become deletes, keys of several types; the others are counted."""
+    catalog = tail.catalog
+    mysql.run("INSERT INTO ads (id, ad_group_id) VALUES (1, 1)", "INSERT INTO pins (id) VALUES ('p')")
+    tail.drain()
+    schema = RepoSchema.of(catalog.repo_tables())
+    with contextlib.closing(EmbeddedRepo.open(tail.home.store, schema, wake_dir=tail.home.wake)) as repo:
+        transaction = repo.begin(Origin("test", "", origin_us=1))
+        for table, row in (("ad", "1"), ("ad", "2"), ("pin", "p"), ("pin", "it's gone")):
+            transaction.put(table, row, SOURCE_VERSION, encode(1))
+        transaction.commit()
+        assert resync(mysql.db, catalog, tail.log, repo) == Resynced(rows=2, gone=2)
+    states = newest(tail.log)
+    assert (states["ad", "2"], states["pin", "it's gone"]) == (None, None)
+    assert states["ad", "1"] is not None
+
+
+def test_schema_version_follows_ddl(mysql: Ads, tail: Tail) -> None:
+    """The Gateway looks at the schema again after DDL, and not after rows."""
+    before = tail.feed.schema_version()
+    tail.drain()
+    assert tail.feed.schema_version() == before
+    mysql.run("ALTER TABLE ads ADD COLUMN more INT")
+    tail.drain()
+    assert tail.feed.schema_version() > before
 
 
 def test_table_maps_are_parsed_once(mysql: Ads, tail: Tail, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 DIMENSIONS = ("age", "gender", "interests", "country", "language", "device")
-NUMBERS = ("bid_micros", "starts_us", "ends_us", "price_micros", "discount_percent", "quality", "impressions")
+NUMBERS = ("bid_account_micros", "starts_us", "ends_us", "price_micros", "discount_percent", "quality", "impressions")
 
 
 def funded(budget: dict[str, int] | None) -> bool:
@@ -103,7 +103,7 @@ def scores(docs: dict[str, dict[str, Any]], found: list[dict[str, Any]], request
     for d in found:
         quality = 1.0 if d.get("quality") is None else d["quality"]
         text = sum(idf[w] for w in sorted(idf) if w in (d.get("terms") or []))
-        result[d["ad_id"]] = (d.get("bid_micros") or 0) / 1_000_000 * quality + text
+        result[d["ad_id"]] = (d.get("bid_account_micros") or 0) / 1_000_000 * quality + text
     return result
 
 

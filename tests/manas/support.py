@@ -42,7 +42,7 @@ def document(ad_id: int, **fields: Any) -> dict[str, Any]:
     """Return a document that every request without conditions gets, with some fields set otherwise."""
     targeting = [f"{name}=*" for name in VALUES]
     plain = {"ad_id": ad_id, "ad_group_id": 1, "campaign_id": 1, "advertiser_id": 1, "pin_id": "p", "title": "t"}
-    return {**plain, "bid_micros": 1_000_000, "targeting": targeting, "embedding": embedding(1), **fields}
+    return {**plain, "bid_account_micros": 1_000_000, "targeting": targeting, "embedding": embedding(1), **fields}
 
 
 def delta(doc: Mapping[str, Any], version: int) -> pb.DocumentDelta:
@@ -148,7 +148,7 @@ def documents(ad_ids: st.SearchStrategy[int]) -> st.SearchStrategy[dict[str, Any
             "ad_id": ad_ids,
             "campaign_id": st.integers(1, 4),
             "advertiser_id": st.integers(1, 3),
-            "bid_micros": _optional(st.sampled_from([0, 333_333, 1_000_000, 2_500_001])),
+            "bid_account_micros": _optional(st.sampled_from([0, 333_333, 1_000_000, 2_500_001])),
             "quality": _optional(st.sampled_from([0.0, 0.1, 0.7, 1.0, 1.9])),
             "starts_us": _optional(moments),
             "ends_us": _optional(moments),
@@ -179,7 +179,7 @@ def _filters() -> st.SearchStrategy[dict[str, Any]]:
         st.fixed_dictionaries({"gte": limits}), st.fixed_dictionaries({"gt": limits}),
         st.fixed_dictionaries({"lte": limits}), st.fixed_dictionaries({"gt": limits, "lt": limits}),
     )  # fmt: skip
-    fields = st.sampled_from(["bid_micros", "price_micros", "quality", "ends_us"])
+    fields = st.sampled_from(["bid_account_micros", "price_micros", "quality", "ends_us"])
     ranges = st.tuples(fields, bounds).map(lambda p: {"range": {"field": p[0], **p[1]}})
     return st.recursive(
         terms | ranges,

@@ -100,7 +100,7 @@ def test_similar_to_leaves_the_ad_itself_out_but_not_its_twins() -> None:
 
 def test_max_per_advertiser_still_finds_k_when_one_advertiser_has_the_whole_top() -> None:
     """Diversity looks past any number of better ads of a full advertiser."""
-    docs = [document(i, bid_micros=9_000_000) for i in range(1, 201)]
+    docs = [document(i, bid_account_micros=9_000_000) for i in range(1, 201)]
     docs += [document(1_000 + i, advertiser_id=2 + i) for i in range(3)]
     answer = make_index(docs).search({**BROWSE, "max_per_advertiser": 2}, 5)
     assert ids(answer) == [1, 2, 1000, 1001, 1002]

@@ -83,14 +83,14 @@ def _deep(depth: int) -> dict[str, Any]:
         (_term("nope", 1), r"no field 'nope'; valid are .*brand"),
         (_term([], 1), "no field"),
         (_term("link", "x"), "field link is not indexed; term works on"),
-        (_term("bid_micros", 1), "field bid_micros is indexed as numeric; term works on"),
+        (_term("bid_account_micros", 1), "field bid_account_micros is indexed as numeric; term works on"),
         (_term("ad_id", "1"), "values of ad_id are int"),
         (_term("brand", True), "values of brand are str"),
         (_range("brand", gte=1), "field brand is indexed as term; range works on"),
-        (_range("bid_micros"), "give gte or gt"),
-        (_range("bid_micros", gte=1, gt=1), "give gte or gt"),
-        (_range("bid_micros", above=1), "unknown key 'above'"),
-        (_range("bid_micros", gte="1"), "gte must be a finite number"),
+        (_range("bid_account_micros"), "give gte or gt"),
+        (_range("bid_account_micros", gte=1, gt=1), "give gte or gt"),
+        (_range("bid_account_micros", above=1), "unknown key 'above'"),
+        (_range("bid_account_micros", gte="1"), "gte must be a finite number"),
         (_range("ends_us", lt="soon"), "filter range ends_us.lt: an ISO time"),
         (_deep(40), "filter: deeper than 32"),
         ({"filter": {"or": [{"term": {"field": "ad_id", "value": 1}}] * 1001}}, "more than 1000 nodes"),
@@ -121,7 +121,7 @@ _JSON = st.recursive(
 @example({"vector": [1e39] * 64})
 @example({"vector": [10**400] * 64})
 @example({"price": {"min": 1e300, "max": 1e308}})
-@example({"filter": {"range": {"field": "bid_micros", "gt": 2**63 - 1, "lt": 1e300}}})
+@example({"filter": {"range": {"field": "bid_account_micros", "gt": 2**63 - 1, "lt": 1e300}}})
 @example({"text": "\ud800"})
 def test_any_json_is_answered_or_refused_as_a_request(request: dict[str, Any]) -> None:
     """Whatever JSON is sent, the result is an answer or InvalidRequest, never another error."""
@@ -147,7 +147,7 @@ def test_dimension_named_like_a_key_is_an_unusable_catalog() -> None:
     with pytest.raises(UnusableCatalog, match="price"):
         Index(replace(CATALOG, dimensions=dimensions))
     with pytest.raises(UnusableCatalog, match="diversity"):
-        Index(replace(CATALOG, serving=replace(CATALOG.serving, diversity="bid_micros")))
+        Index(replace(CATALOG, serving=replace(CATALOG.serving, diversity="bid_account_micros")))
 
 
 def test_declared_values_of_a_dimension_are_the_only_valid_ones() -> None:
@@ -188,7 +188,7 @@ def test_explain_says_why_an_ad_is_not_in_the_answer(
     fine: dict[str, Any] = {"terms": ["lamp"], "price_micros": 5_000_000, "category": "home"}
     general = [f"{name}=*" for name in VALUES]
     docs = [
-        document(1, **{**fine, "bid_micros": 2_000_000}),
+        document(1, **{**fine, "bid_account_micros": 2_000_000}),
         document(2, **fine),
         document(3, **fine, starts_us=T0 + 86_400_000_000),
         document(4, **fine, campaign_id=9),
@@ -218,10 +218,12 @@ def test_explain_says_why_an_ad_is_not_in_the_answer(
 
 def test_explain_names_diversity_and_the_filter_tree() -> None:
     """An ad behind better ads of its advertiser hears so; the filter tree is shown node by node."""
-    index = make_index([document(1, bid_micros=5_000_000), document(2)])
+    index = make_index([document(1, bid_account_micros=5_000_000), document(2)])
     found = index.explain({**BROWSE, "max_per_advertiser": 1}, 10, 2)
     assert "1 better ads share its advertiser" in found["ad"]["why"]
-    tree = {"or": [{"not": {"term": {"field": "ad_id", "value": 2}}}, {"range": {"field": "bid_micros", "lt": 5}}]}
+    tree = {
+        "or": [{"not": {"term": {"field": "ad_id", "value": 2}}}, {"range": {"field": "bid_account_micros", "lt": 5}}]
+    }
     [step] = [s for s in index.explain({**BROWSE, "filter": tree}, 10, 2)["ad"]["steps"] if s["clause"] == "filter"]
     assert [part["passes"] for part in step["tree"]["parts"]] == [False, False]
     assert step["tree"]["parts"][0]["parts"][0] == {

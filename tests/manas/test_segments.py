@@ -46,7 +46,11 @@ def test_manifest_says_what_the_segment_holds(tmp_path: Path) -> None:
     assert (manifest.documents, manifest.snapshot_ts) == (2, 9)
     assert (manifest.delta_positions, manifest.budget_positions) == ({0: 17, 3: 4}, {0: 2})
     assert (manifest.catalog, manifest.fingerprint) == ("ads", CATALOG.fingerprint)
-    assert (manifest.coverage["bid_micros"], manifest.coverage["quality"], manifest.coverage["link"]) == (1.0, 0.5, 0.0)
+    assert (manifest.coverage["bid_account_micros"], manifest.coverage["quality"], manifest.coverage["link"]) == (
+        1.0,
+        0.5,
+        0.0,
+    )
 
 
 def test_segment_returns_the_documents_byte_for_byte(tmp_path: Path) -> None:
@@ -73,7 +77,7 @@ def test_empty_segment_can_be_opened_and_asked(tmp_path: Path) -> None:
         ([("1", 11, encode_document(document(1)))], "after snapshot"),
         ([("x", 5, encode_document(document(1)))], "not a 64-bit integer"),
         ([("1", 5, b"\xc1")], "not a canonical document"),
-        ([("1", 5, encode_document(document(1, bid_micros="much")))], "field bid_micros must be int"),
+        ([("1", 5, encode_document(document(1, bid_account_micros="much")))], "field bid_account_micros must be int"),
         ([("1", 5, encode_document(document(1, quality=float("nan"))))], "field quality must be float"),
         ([("1", 5, encode_document(document(1, embedding=b"1234")))], "field embedding must be vector"),
         ([("1", 5, encode_document(document(1, terms=["a", 1])))], "field terms must be list<string>"),

@@ -126,7 +126,7 @@ def test_server_answers_what_the_log_had_at_its_start_and_follows_on(log: Log, s
     with stage.client() as client:
         assert client.search(BROWSE, 0)["total"] == 1_200
         applied = client.follow()
-        _publish(log, _traced(delta(document(7, bid_micros=9_000_000), 6), "abc"))
+        _publish(log, _traced(delta(document(7, bid_account_micros=9_000_000), 6), "abc"))
         arrived = next(applied)
         assert (arrived.document_id, arrived.version, arrived.trace_id, arrived.deleted) == ("7", 6, "abc", False)
         assert client.search(BROWSE, 1)["hits"] == [{"ad_id": 7, "score": 9.0}]
@@ -134,7 +134,7 @@ def test_server_answers_what_the_log_had_at_its_start_and_follows_on(log: Log, s
         assert (served.found, served.layer, served.version, served.trace_id) == (True, "delta", 6, "abc")
         assert [h.stage for h in served.hops] == ["argus"]
         assert served.origin_us < served.hops[0].left_us <= served.answerable_us == arrived.answerable_us
-        assert served.body == delta(document(7, bid_micros=9_000_000), 6).body
+        assert served.body == delta(document(7, bid_account_micros=9_000_000), 6).body
         assert not unknown.found
         _publish(log, tombstone(7, 8))
         assert next(applied).deleted
@@ -325,7 +325,7 @@ def test_server_survives_kill_and_agrees_with_the_local_index(home: Home, log: L
                     assert client.search(request, 0) == local.search(request, 0)
                 assert client.get(["3", "29"])[0].body == local.get(["3"])[0].body
                 applied = client.follow()
-                changed = delta(document(round_ + 3, bid_micros=round_), 10 + round_)
+                changed = delta(document(round_ + 3, bid_account_micros=round_), 10 + round_)
                 _publish(log, changed, tombstone(30 - round_, 10 + round_))
                 assert {next(applied).document_id, next(applied).document_id} == {str(round_ + 3), str(30 - round_)}
         finally:

@@ -47,7 +47,7 @@ def test_newest_version_wins_in_any_order_and_with_repeats(
     """However deltas are shuffled and repeated, every document ends at its newest version."""
     messages = {}
     for ad_id, version, deleted in history:
-        doc = document(ad_id, bid_micros=version * 1_000_000 + ad_id)
+        doc = document(ad_id, bid_account_micros=version * 1_000_000 + ad_id)
         messages[ad_id, version] = tombstone(ad_id, version) if deleted else delta(doc, version)
     newest = {ad: max(v for a, v in messages if a == ad) for ad, _ in messages}
     alive = {ad: version for ad, version in newest.items() if not messages[ad, version].deleted}
@@ -122,7 +122,7 @@ def test_graph_of_the_delta_is_not_touched_by_unchanged_vectors() -> None:
         index.apply_documents([delta(d, version) for d in docs])
     store: Any = index._view.delta.vectors("embedding")
     assert (len(store.graphed), len(store._slot_of)) == (200, 200)
-    index.apply_documents([delta({**d, "bid_micros": 5}, 10) for d in docs])
+    index.apply_documents([delta({**d, "bid_account_micros": 5}, 10) for d in docs])
     assert len(store._slot_of) == 200
     index.apply_documents([delta({**docs[0], "embedding": embedding(999)}, 11), tombstone(2, 11)])
     assert len(store._slot_of) == 201
@@ -257,7 +257,9 @@ class Lifecycle(RuleBasedStateMachine):
     def upsert(self, ad_id: int, campaign: int, bid: int, seed: int) -> None:
         """Publish a document."""
         self._clock += 1
-        doc = document(ad_id, campaign_id=campaign, bid_micros=bid, embedding=embedding(seed), terms=[f"w{bid}"])
+        doc = document(
+            ad_id, campaign_id=campaign, bid_account_micros=bid, embedding=embedding(seed), terms=[f"w{bid}"]
+        )
         self._docs[str(ad_id)] = doc
         self._send(delta(doc, self._clock))
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from argus import Hint, compute_documents, load_registry
 from catalog import load_catalog
 from catalog.documents import decode_document
-from catalog.model import DOCUMENT_BODY
+from catalog.model import DOCUMENT_BLOCKED, DOCUMENT_BODY
+from catalog.values import decode, encode, refusal, refused
 from messaging.proto import adsindex_pb2 as pb
 from tests.argus.test_convergence import STEPS, Worker
 from tests.argus.world import World
@@ -175,5 +176,73 @@ def test_index_rows_follow_the_lists(tmp_path: Path) -> None:
         assert index("film_by_store") == ["2>1", "2>2"]
         world.delete("film", 1)
         assert index("film_by_actor") == ["2>2"]
+    finally:
+        world.close()
+
+
+def refuse(world: World, table: str, key: int, column: str, value: bytes) -> list[str]:
+    """Send the entity as it is, but for one column's raw bytes; return the reasons of dead letters."""
+    world.version += 1
+    update = pb.EntityUpdate(table=table, row=str(key), source="ads_db", source_version=world.version)
+    stored = world.repo.snapshot().get(table, str(key))
+    for declared in world.catalog.tables[table].columns.values():
+        if declared.source_table is not None:
+            data = value if declared.name == column else stored.get(declared.cell, b"")
+            update.columns.add(name=declared.name, value=data)
+    return [letter.reason for letter in world.updater.apply([update]).dead_letters]
+
+
+def test_a_refused_list_of_references_leads_nowhere_and_blocks_until_it_is_mended(tmp_path: Path) -> None:
+    """A list that cannot be understood is not an empty one: its index rows go, and the film says why it is away."""
+    world = World(tmp_path, REGISTRY)
+    try:
+        begin(world)
+        world.settle()
+        assert bodies(world)["1"] is not None
+        for data, reason in ((refused("bad_type"), "bad_type"), (encode([1, "x"]), "bad_type")):
+            refuse(world, "film", 1, "actor_ids", data)
+            snapshot = world.repo.snapshot()
+            cell = world.catalog.column("film.actor_ids").cell
+            assert refusal(snapshot.get("film", "1")[cell]) == reason
+            assert [row for row, _ in snapshot.scan("film_by_actor")] == ["2\x1f2"]
+            world.settle()
+            assert bodies(world)["1"] is None
+            (blocked, *_) = decode(world.repo.snapshot().get("film_document", "1")[DOCUMENT_BLOCKED])
+            assert blocked.startswith(f"film 1: actor_ids is not valid ({reason})")
+        film(world, 1, [1], [1])
+        world.settle()
+        assert decode_document(bodies(world)["1"] or b"")["actors"] == ["PENELOPE GUINESS"]
+        assert [row for row, _ in world.repo.snapshot().scan("film_by_actor")] == ["1\x1f1", "2\x1f2"]
+    finally:
+        world.close()
+
+
+def test_a_refused_control_column_of_one_of_many_joined_rows_blocks(tmp_path: Path) -> None:
+    """Of a member of a list, too, what puts conditions is not null when it was refused; plain content is."""
+    text, old = CATALOG.read_text(encoding="utf-8"), "name: {type: string, from: category.name}"
+    assert text.count(old) == 1
+    file = tmp_path / "films.yaml"
+    file.write_text(text.replace(old, old.replace("string,", "string, family: control,")), encoding="utf-8")
+    world = World(tmp_path, load_registry(load_catalog(file)))
+    try:
+        begin(world)
+        world.put("category", 2, name="Noir")
+        film(world, 1, [1, 2], [1], category_ids=[1, 2])
+        world.settle()
+        assert decode_document(bodies(world)["1"] or b"")["categories"] == ["Drama", "Noir"]
+        assert refuse(world, "category", 2, "name", encode(b"\xff")) == ["invalid_utf8"]
+        world.settle()
+        assert bodies(world)["1"] is None
+        assert bodies(world)["2"] is not None
+        blocked = decode(world.repo.snapshot().get("film_document", "1")[DOCUMENT_BLOCKED])
+        assert [cause[:43] for cause in blocked] == ["category 2: name is not valid (invalid_utf8"]
+        world.put("category", 2, name="Film noir")
+        refuse(world, "actor", 2, "first_name", refused("bad_type"))
+        world.settle()
+        document = decode_document(bodies(world)["1"] or b"")
+        assert (document["categories"], document["actors"]) == (
+            ["Drama", "Film noir"],
+            ["PENELOPE GUINESS", " WAHLBERG"],
+        )
     finally:
         world.close()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -235,6 +237,86 @@ def test_a_log_that_is_ahead_of_its_store_is_refused(home: Home, log: Log, store
     log.publish([], [Position(WAL_PROXY_GROUP, REPO_FEED, 0, 100)])
     with pytest.raises(StoreUnavailable, match="up to commit 100, but the Repo's newest is 0"):
         wal_proxy.run(context(home, log, CATALOG, lambda port: None), store, WATCHED)
+
+
+def test_a_restored_store_is_refused_after_it_has_grown_past_the_position(home: Home, log: Log, store: Repo) -> None:
+    """Other commits under the same numbers, more than were notified: an error that names the way out."""
+    write(store, random.Random(1), 5)
+    store.close()
+    shutil.copytree(home.store, home.root / "backup")
+    with closing(open_repo(home, CATALOG)) as newer, Proxy(home, log, newer):
+        write(newer, random.Random(2), 10)
+        wait_until_notified(log, newer.last_commit_ts())
+    shutil.rmtree(home.store)
+    shutil.copytree(home.root / "backup", home.store)
+    with closing(open_repo(home, CATALOG)) as restored:
+        with pytest.raises(StoreUnavailable, match="up to commit 15, but the Repo's newest is 5"):
+            wal_proxy.check_feed(log, restored)
+        write(restored, random.Random(3), 20)
+        with pytest.raises(StoreUnavailable, match=r"commit 15 is not the one .* repair-after-restore"):
+            wal_proxy.run(context(home, log, CATALOG, lambda port: None), restored, WATCHED)
+        assert wal_proxy.accept_store(log, restored) == 25
+        before = in_log(log)
+        with Proxy(home, log, restored):
+            write(restored, random.Random(4), 5)
+            wait_until_notified(log, 30)
+        assert {commit for commit, *_ in in_log(log) - before} <= set(range(26, 31))
+
+
+def test_a_mark_whose_position_was_lost_repeats_and_misses_nothing(home: Home, log: Log, store: Repo) -> None:
+    """A log that stores positions after records may lose the last one: notifications repeat, nothing is refused."""
+    with Proxy(home, log, store):
+        write(store, random.Random(1), 5)
+        wait_until_notified(log, 5)
+    log.set_committed([Position(WAL_PROXY_GROUP, REPO_FEED, 0, 3)])
+    assert wal_proxy.check_feed(log, store) == 3
+    with Proxy(home, log, store):
+        write(store, random.Random(2), 2)
+        wait_until_notified(log, 7)
+    assert wal_proxy.check_feed(log, store) == 7
+    assert set(in_log(log)) == set(recounted(store))
+
+
+def test_another_store_is_refused(home: Home, log: Log, store: Repo) -> None:
+    """A store that was made anew has another id, however many commits it has."""
+    with Proxy(home, log, store):
+        write(store, random.Random(1), 3)
+        wait_until_notified(log, 3)
+    identity = store.store_id()
+    store.close()
+    shutil.rmtree(home.store)
+    with closing(open_repo(home, CATALOG)) as other:
+        write(other, random.Random(1), 3)
+        assert other.store_id() != identity
+        with pytest.raises(StoreUnavailable, match=f"belongs to store {identity}"):
+            wal_proxy.check_feed(log, other)
+
+
+def test_an_older_log_is_refused_when_the_store_has_forgotten_the_changes(home: Home, log: Log, store: Repo) -> None:
+    """A position whose change record is gone may hide a gap."""
+    with Proxy(home, log, store):
+        write(store, random.Random(1), 3)
+        wait_until_notified(log, 3)
+    write(store, random.Random(1), 3)
+    assert wal_proxy.check_feed(log, store) == 3
+    store.trim_changes(5)
+    with pytest.raises(StoreUnavailable, match="commit 3 is not the one"):
+        wal_proxy.check_feed(log, store)
+
+
+def test_a_store_can_leave_numbers_out(store: Repo) -> None:
+    """After `advance` every commit is newer than asked for; what was there stays readable, and time never goes back."""
+    write(store, random.Random(1), 3)
+    before = store.snapshot().get("image", "1")
+    store.advance(1_000)
+    store.advance(10)
+    assert store.last_commit_ts() == 1_000
+    assert store.snapshot().get("image", "1") == before
+    write(store, random.Random(1), 1)
+    assert [c.commit_ts for c in store.changes(0, 10)] == [1, 2, 3, 1_001]
+    store.collect_garbage()
+    write(store, random.Random(1), 1)
+    assert store.last_commit_ts() == 1_002
 
 
 @pytest.mark.stress

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog import Catalog
-from catalog.values import decode, encode
+from catalog.values import decode, encode, refusal
 from messaging.proto import adsindex_pb2 as pb
 from storage_repo import INDEX_SEPARATOR, Origin, Repo, RepoSchema
 from storage_repo.embedded import EmbeddedRepo
@@ -46,9 +46,10 @@ def update(
 
 
 def stored(repo: Repo, catalog: Catalog, table: str, row: str) -> dict[str, Any]:
-    """Return the row's declared columns that have a value, decoded."""
+    """Return the row's declared columns that have a valid value, decoded."""
     cells = repo.snapshot().get(table, row)
-    return {c.name: decode(cells[c.cell]) for c in catalog.tables[table].columns.values() if c.cell in cells}
+    columns = catalog.tables[table].columns.values()
+    return {c.name: decode(cells[c.cell]) for c in columns if c.cell in cells and refusal(cells[c.cell]) is None}
 
 
 def changed_cells(repo: Repo, after_ts: int) -> dict[tuple[str, str], set[str]]:
@@ -75,6 +76,6 @@ def recounted_index_rows(repo: Repo, catalog: Catalog) -> dict[str, set[str]]:
         expected[reference.index_table] = {
             f"{decode(cells[cell])}{INDEX_SEPARATOR}{row}"
             for row, cells in snapshot.scan(reference.table)
-            if cell in cells
+            if cell in cells and refusal(cells[cell]) is None
         }
     return expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from catalog import Catalog
-from catalog.values import encode
+from catalog.values import encode, refusal
 from messaging.proto import adsindex_pb2 as pb
 from storage_repo import Repo
 from tests.updater.support import index_rows, stored, update
@@ -32,7 +32,7 @@ def bad_column(name: str, value: bytes, table: str = "pin") -> pb.EntityUpdate:
         pytest.param("title", encode("x" * 5_000), "value_too_large", id="too long"),
         pytest.param("title", encode(b"\xff\xfe"), "invalid_utf8", id="not UTF-8, as bytes"),
         pytest.param("title", b"\xa2\xff\xfe", "bad_encoding", id="not UTF-8, as text"),
-        pytest.param("title", b"\xc1", "bad_encoding", id="not MessagePack"),
+        pytest.param("title", b"\xdc\x00", "bad_encoding", id="not MessagePack"),
         pytest.param("title", b"\x91" * 5_000, "bad_encoding", id="nested without end"),
         pytest.param("title", b"\xc7\x01\x05a", "bad_type", id="extension type"),
         pytest.param("image_id", encode("x" * 398), "bad_reference", id="reference too long for an index row"),
@@ -40,10 +40,10 @@ def bad_column(name: str, value: bytes, table: str = "pin") -> pb.EntityUpdate:
         pytest.param("image_id", encode(""), "bad_reference", id="empty reference"),
     ],
 )
-def test_a_bad_column_is_null_and_the_others_are_stored(
+def test_a_bad_column_is_marked_and_the_others_are_stored(
     core: UpdaterCore, repo: Repo, catalog: Catalog, name: str, value: bytes, reason: str
 ) -> None:
-    """One bad column costs that column alone, and the letter and the result say which and why."""
+    """One bad column costs that column alone; its cell, the letter and the result say which and why."""
     result = core.apply([bad_column(name, value)])
     assert [r.outcome for r in result.results] == ["applied"]
     assert [letter.reason for letter in result.dead_letters] == [reason]
@@ -55,6 +55,9 @@ def test_a_bad_column_is_null_and_the_others_are_stored(
     assert result.letter_of == [0]
     assert stored(repo, catalog, "pin", "p1") == {k: v for k, v in PIN.items() if k != name}
     assert index_rows(repo, catalog)["pin_by_image"] == set()
+    if reason != "unknown_column":
+        cell = catalog.column(f"pin.{name}").cell
+        assert refusal(repo.snapshot().get("pin", "p1")[cell]) == reason
 
 
 def test_an_explicit_null_reference_is_no_fault(core: UpdaterCore, repo: Repo, catalog: Catalog) -> None:
