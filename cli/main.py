@@ -21,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # brackets in help texts are brackets
     help="Keep a servable, enriched document per ad in step with the ads database, within milliseconds.",
 )
 workflow_app = typer.Typer(no_args_is_help=True, help="Batch work: base index, refresh, resync, garbage collection.")
@@ -51,9 +52,7 @@ def up(
     ads_db: Annotated[
         str | None, typer.Option("--ads-db", help="mysql+pymysql://…, sqlite:///… or embedded; remembered.")
     ] = None,
-    log: Annotated[
-        str | None, typer.Option("--log", help="kafka://HOST:PORT[/PREFIX] or embedded; remembered.")
-    ] = None,
+    log: Annotated[str | None, typer.Option("--log", help="kafka://HOST:PORT/PREFIX or embedded; remembered.")] = None,
 ) -> None:
     """Start every stage as a supervised process, show progress and the page's address."""
     from cli.up import run_up

@@ -25,7 +25,7 @@ topics_app = typer.Typer(no_args_is_help=True, help="Topics of a Kafka log: crea
 _HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Where this installation keeps its state.", envvar="ADSINDEX_HOME")
 ]
-_LogOption = Annotated[str | None, typer.Option("--log", help="kafka://HOST:PORT[/PREFIX]; remembered for this home.")]
+_LogOption = Annotated[str | None, typer.Option("--log", help="kafka://HOST:PORT/PREFIX; remembered for this home.")]
 _JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 

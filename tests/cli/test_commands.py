@@ -10,7 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
 
+from cli.main import app
 from tests.end_to_end.command import adsindex, as_json, documents, running, stage_pids, until_idle
 
 pytestmark = pytest.mark.timeout(400)
@@ -139,3 +142,16 @@ def test_refresh_and_rollback_leave_the_answers_as_they_are(home: Path) -> None:
     assert as_json("workflow", "run", "rollback-base", home=home)["base_version"] == first["base_version"]
     assert adsindex(*ask, home=home).stdout == answer
     assert json.loads(answer)["total"] > 0
+
+
+def test_every_command_has_help() -> None:
+    """`--help` of every command and group prints its usage."""
+    runner = CliRunner()
+
+    def walk(command: object, path: tuple[str, ...]) -> None:
+        result = runner.invoke(app, [*path, "--help"])
+        assert result.exit_code == 0 and "Usage" in result.output, (path, result.output, result.exception)
+        for name, child in getattr(command, "commands", {}).items():
+            walk(child, (*path, name))
+
+    walk(get_command(app), ())
