@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from messaging import Log
+from messaging import EmbeddedLog, Log
 from tests.messaging.log_backends import Worker
 
 PARTITIONS = 4
@@ -130,5 +130,8 @@ def check_log(log: Log, incarnations: list[str], acks: Path) -> None:
         assert sorted(numbers) == list(range(len(numbers)))  # exactly once, no holes
         # A producer has one batch under way: it may be stored though not acknowledged, whole and with its position.
         assert len(numbers) - len(acknowledged) in {0, BATCH}
-        assert log.committed(name, "t")[0] == len(numbers)
+        # One step on the embedded log. Kafka stores positions after the records: a kill in between leaves the last
+        # batch without its position, and whoever goes on from there sends that batch again (at least once).
+        behind = {0} if isinstance(log, EmbeddedLog) else {0, BATCH}
+        assert len(numbers) - log.committed(name, "t")[0] in behind
     assert sum(map(len, found.values())) > 100 * BATCH
