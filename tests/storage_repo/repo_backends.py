@@ -87,7 +87,7 @@ class Worker:
         """Send SIGKILL."""
         self.process.kill()
 
-    def finish(self, timeout_s: float = 240) -> int:
+    def finish(self, timeout_s: float = 60) -> int:
         """Wait for the end; return the exit code."""
         code = self.process.wait(timeout_s)
         assert self.reader is not None
