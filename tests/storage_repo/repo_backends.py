@@ -87,12 +87,18 @@ class Worker:
         """Send SIGKILL."""
         self.process.kill()
 
-    def finish(self, timeout_s: float = 60) -> int:
-        """Wait for the end; return the exit code."""
-        code = self.process.wait(timeout_s)
+    def finish(self, stall_s: float = 60) -> int:
+        """Wait for the end; return the exit code. Fails when the worker neither ends nor writes a line for so long."""
+        seen = -1
+        while self.process.poll() is None:
+            try:
+                self.process.wait(stall_s)
+            except subprocess.TimeoutExpired:
+                assert len(self.lines) > seen, f"the worker has hung for {stall_s} s after {seen} lines"
+                seen = len(self.lines)
         assert self.reader is not None
-        self.reader.join(timeout_s)
-        return code
+        self.reader.join(stall_s)
+        return self.process.returncode
 
 
 class Fleet:
