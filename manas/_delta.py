@@ -141,10 +141,10 @@ class Delta:
         """Return the document's version."""
         return self._document(internal).version
 
-    def keys(self, ids: Ids) -> npt.NDArray[Any]:
+    def keys(self, ids: Ids, *, int_keys: bool) -> npt.NDArray[Any]:
         """Return document ids in the key's type."""
         names = [self.document_id(int(i)) for i in ids]
-        return np.array([int(n) for n in names], np.int64) if self._schema.int_keys else np.array(names, dtype=str)
+        return np.array([int(n) for n in names], np.int64) if int_keys else np.array(names, dtype=str)
 
     def postings(self, field: str, term: str) -> BitMap:
         """Return the slots whose field has the term."""

@@ -8,7 +8,7 @@ from typing import Any
 from catalog.documents import decode_document
 from catalog.targeting import EXCLUDE
 from catalog.values import datetime_of
-from manas._clauses import And, Clause, Funded, HasVector, InSchedule, Is, Not, Or, Range, Targets, Term, evaluate
+from manas._clauses import And, Clause, Funded, HasVector, InSchedule, Is, Not, Or, Range, Targets, Term
 from manas._layer import LayerView
 from manas._ranking import Ranked
 from manas._request import Query
@@ -31,7 +31,7 @@ def explain_ad(
         layer, internal = place
         values = decode_document(layer.layer.body(internal))
         for condition in query.conditions:
-            passes = internal in evaluate(condition.clause, layer)
+            passes = layer.holds(condition.clause, internal)
             step = {"clause": condition.name, "passes": passes, "words": condition.words}
             step["evidence"] = _evidence(condition.clause, values, view, budgets)
             if isinstance(condition.clause, And | Or | Not) and condition.name == "filter":
@@ -98,7 +98,7 @@ def _evidence(clause: Clause, values: Mapping[str, Any], view: View, budgets: Bu
 
 
 def _tree(clause: Clause, view: LayerView, internal: int, values: Mapping[str, Any]) -> dict[str, Any]:
-    node: dict[str, Any] = {"passes": internal in evaluate(clause, view)}
+    node: dict[str, Any] = {"passes": view.holds(clause, internal)}
     match clause:
         case And(parts) | Or(parts):
             node["kind"] = "and" if isinstance(clause, And) else "or"

@@ -1,15 +1,20 @@
-"""What queries need of a layer (base or delta): postings, ranges, numbers, vectors, documents by internal id."""
+"""What queries need of a layer (a segment or the delta), and of a layer with its state."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
+from catalog import Serving
 from manas._schema import Floats
+
+if TYPE_CHECKING:
+    from manas._clauses import Clause, Condition
 
 Ids = npt.NDArray[np.uint32]
 
@@ -30,32 +35,14 @@ class VectorStore(Protocol):
 
 
 class Layer(Protocol):
-    """Read access to base or delta. Bitmaps returned are shared: never change them. They may include dead ids."""
+    """Documents by internal id: a segment or the delta."""
 
     name: str
-
-    def postings(self, field: str, term: str) -> BitMap:
-        """Return the ids whose field has the term."""
-
-    def document_frequency(self, field: str, term: str) -> int:
-        """Return the size of the posting list without reading it."""
-
-    def within(self, field: str, low: float | None, high: float | None) -> BitMap:
-        """Return the ids whose number is in the closed interval; None is open. No value, no match."""
-
-    def count_within(self, field: str, low: float | None, high: float | None) -> int:
-        """Return (an estimate of) how many ids `within` gives."""
-
-    def numbers(self, field: str, ids: Ids, default: float) -> npt.NDArray[np.float64]:
-        """Return the field's numbers of `ids`."""
-
-    def vectors(self, field: str) -> VectorStore | None:
-        """Return the vectors of a field, None when the layer has none."""
 
     def internal(self, document_id: str) -> int | None:
         """Return the internal id of a document."""
 
-    def keys(self, ids: Ids) -> npt.NDArray[Any]:
+    def keys(self, ids: Ids, *, int_keys: bool) -> npt.NDArray[Any]:
         """Return the document ids of `ids` in the key's type (int64 or str)."""
 
     def document_id(self, internal: int) -> str:
@@ -67,14 +54,65 @@ class Layer(Protocol):
     def version(self, internal: int) -> int:
         """Return the document's version; 0 when the layer does not know the id."""
 
+    def vectors(self, field: str) -> VectorStore | None:
+        """Return the vectors of a field, None when the layer has none."""
+
 
 @dataclass(frozen=True, slots=True)
-class LayerView:
-    """A layer with what is alive in it and what of it has budget left."""
+class Candidates:
+    """The best of one layer in order."""
 
-    layer: Layer
-    live: BitMap
-    funded: BitMap
+    ids: Ids
+    scores: npt.NDArray[np.float64]
+    matched: int
+    """How many satisfy the conditions: exactly if `counted`, else at least."""
+    counted: bool
+    complete: bool
+    """False when a deadline came first: there may be better ones."""
+    words: str
+    """How they were found."""
+
+
+class LayerView(Protocol):
+    """A layer with what is alive in it and what of it has budget left, and the answering of conditions over it."""
+
+    @property
+    def layer(self) -> Layer:
+        """The documents."""
+
+    def __len__(self) -> int:
+        """Return the number of live documents."""
+
+    def __contains__(self, internal: int) -> bool:
+        """Tell whether an internal id is alive."""
+
+    def holders(self, field: str, term: str) -> BitMap:
+        """Return the ids whose field has the term, alive or not. The bitmap may be shared: do not change it."""
+
+    def live_frequency(self, field: str, term: str) -> int:
+        """Return how many live documents have the term."""
+
+    def holds(self, clause: Clause, internal: int) -> bool:
+        """Tell whether a live document satisfies a clause."""
+
+    def survive(self, conditions: Sequence[Condition], trace: list[dict[str, Any]] | None = None) -> BitMap:
+        """Return the live ids that satisfy all conditions; `trace` receives a row per condition, cheapest first."""
+
+    def best(
+        self,
+        conditions: Sequence[Condition],
+        weights: Mapping[str, float],
+        serving: Serving,
+        limit: int,
+        *,
+        counting: bool = True,
+        deadline: float | None = None,
+    ) -> Candidates:
+        """Return the best `limit` ids (0: all) by light score, ties undecided by the smaller document id included.
+
+        `weights` are added to the score of documents whose text has the word. Without `counting` the run stops as
+        soon as nothing better can come. `deadline` is a time of the monotonic clock.
+        """
 
 
 def id_array(bitmap: BitMap) -> Ids:

@@ -12,7 +12,7 @@ import msgspec
 
 from manas._exceptions import SegmentCorrupt, SegmentFormat, SegmentMissing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
 
@@ -49,6 +49,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     coverage: dict[str, float]
     """Field -> share of documents that have it, 0..1."""
     fields: dict[str, FieldFormat]
+    postings: dict[str, int]
+    """Number and bytes of dense and of split posting lists."""
     files: dict[str, FileEntry]
     created_at: str
     """ISO time, UTC."""

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from pyroaring import BitMap
 
 from catalog import Serving
-from manas._layer import Ids, LayerView, VectorStore, id_array
-from manas._request import MICROS
+from manas._layer import Candidates, Ids, LayerView, VectorStore, id_array
+from manas._request import Query
 from manas._schema import Floats
 from manas._writer import GRAPH_FROM
 
@@ -56,6 +56,11 @@ class Ranked:
     """No candidate was left out."""
     strategies: tuple[str, ...]
     """How each layer was searched, in words."""
+    matched: int
+    """How many fit the request: exactly if `counted`, else at least."""
+    counted: bool
+    complete: bool
+    """False when the deadline came first."""
 
 
 def idf(documents: int, frequency: int) -> float:
@@ -65,11 +70,8 @@ def idf(documents: int, frequency: int) -> float:
 
 def idf_weights(views: Sequence[LayerView], field: str, terms: Sequence[str]) -> dict[str, float]:
     """Return term -> idf over all live documents."""
-    documents = sum(len(v.live) for v in views)
-    return {
-        term: idf(documents, sum(v.layer.postings(field, term).intersection_cardinality(v.live) for v in views))
-        for term in terms
-    }
+    documents = sum(len(v) for v in views)
+    return {term: idf(documents, sum(v.live_frequency(field, term) for v in views)) for term in terms}
 
 
 def score_words(serving: Serving) -> str:
@@ -81,32 +83,18 @@ def score_words(serving: Serving) -> str:
 
 def rank_light(
     views: Sequence[LayerView],
-    survivors: Sequence[BitMap],
+    query: Query,
     serving: Serving,
     weights: Mapping[str, float],
     limit: int,
+    *,
+    int_keys: bool,
+    counting: bool = True,
+    deadline: float | None = None,
 ) -> Ranked:
     """Rank by light score. `limit` 0 means all."""
-    parts = []
-    for view, bitmap in zip(views, survivors, strict=True):
-        ids = id_array(bitmap)
-        if serving.bid is not None:
-            scores = view.layer.numbers(serving.bid, ids, 0.0) / MICROS
-        elif serving.score is not None:
-            scores = view.layer.numbers(serving.score, ids, 0.0)
-        else:
-            scores = np.ones(len(ids))
-        if serving.quality is not None:
-            scores = scores * view.layer.numbers(serving.quality, ids, 1.0)
-        if weights and serving.text is not None:
-            bonus = np.zeros(len(ids))
-            for term in sorted(weights):
-                holders = id_array(view.layer.postings(serving.text, term) & bitmap)
-                bonus[np.searchsorted(ids, holders)] += weights[term]
-            scores = scores + bonus
-        parts.append(_best(ids, scores, limit))
-    strategies = tuple(f"score all {len(b)} survivors" for b in survivors)
-    return _merge(views, parts, limit, sum(map(len, survivors)), strategies)
+    found = [v.best(query.conditions, weights, serving, limit, counting=counting, deadline=deadline) for v in views]
+    return _merge(views, found, limit, int_keys=int_keys)
 
 
 def rank_similar(
@@ -116,19 +104,20 @@ def rank_similar(
     query: Floats,
     limit: int,
     limits: PlannerLimits,
+    *,
+    int_keys: bool,
 ) -> Ranked:
     """Rank by cosine similarity; all survivors must have a vector. `limit` 0 means all."""
-    parts, strategies = [], []
+    parts = []
     for view, bitmap in zip(views, survivors, strict=True):
         store = view.layer.vectors(field)
         if store is None:
-            ids, strategy = np.empty(0, np.uint32), "no vectors"
-            parts.append((ids, np.empty(0)))
+            parts.append(Candidates(np.empty(0, np.uint32), np.empty(0), 0, True, True, "no vectors"))
         else:
-            ids, strategy = _candidates(store, query, bitmap, limit, limits)
-            parts.append(_exact(store, ids, query, limit))
-        strategies.append(strategy)
-    return _merge(views, parts, limit, sum(map(len, survivors)), tuple(strategies))
+            ids, words = _candidates(store, query, bitmap, limit, limits)
+            ids, scores = _exact(store, ids, query, limit)
+            parts.append(Candidates(ids, scores, len(bitmap), True, True, words))
+    return _merge(views, parts, limit, int_keys=int_keys)
 
 
 def _candidates(
@@ -175,17 +164,22 @@ def _best(ids: Ids, scores: Scores, limit: int) -> tuple[Ids, Scores]:
     return ids, scores
 
 
-def _merge(
-    views: Sequence[LayerView],
-    parts: Sequence[tuple[Ids, Scores]],
-    limit: int,
-    survivors: int,
-    strategies: tuple[str, ...],
-) -> Ranked:
-    scores = np.concatenate([s for _, s in parts])
-    keys = np.concatenate([v.layer.keys(ids) for v, (ids, _) in zip(views, parts, strict=True)])
-    layers = np.concatenate([np.full(len(ids), i, dtype=np.intp) for i, (ids, _) in enumerate(parts)])
+def _merge(views: Sequence[LayerView], parts: Sequence[Candidates], limit: int, *, int_keys: bool) -> Ranked:
+    scores = np.concatenate([part.scores for part in parts])
+    keys = np.concatenate([v.layer.keys(p.ids, int_keys=int_keys) for v, p in zip(views, parts, strict=True)])
+    layers = np.concatenate([np.full(len(part.ids), i, dtype=np.intp) for i, part in enumerate(parts)])
     order = np.lexsort((keys, -scores))
     order = order[:limit] if limit else order
-    ids = np.concatenate([ids for ids, _ in parts])[order]
-    return Ranked(scores[order], keys[order], layers[order], ids, len(order) == survivors, strategies)
+    ids = np.concatenate([part.ids for part in parts])[order]
+    matched, counted = sum(part.matched for part in parts), all(part.counted for part in parts)
+    return Ranked(
+        scores[order],
+        keys[order],
+        layers[order],
+        ids,
+        counted and len(order) == matched,
+        tuple(part.words for part in parts),
+        matched,
+        counted,
+        all(part.complete for part in parts),
+    )

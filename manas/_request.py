@@ -17,11 +17,9 @@ from catalog.text import unique_terms
 from catalog.values import datetime_of, micros_of
 from manas._clauses import And, Clause, Condition, Funded, HasVector, InSchedule, Is, Not, Or, Range, Targets, Term
 from manas._exceptions import InvalidDocument, InvalidRequest, UnusableCatalog
-from manas._schema import INT64_MAX, INT64_MIN, DocumentSchema, Floats, normalized, term_of
+from manas._schema import INT64_MAX, INT64_MIN, MICROS, DocumentSchema, Floats, normalized, term_of
 from messaging.headers import now_us
 
-MICROS = 1_000_000
-"""Prices and bids are kept in millionths of a currency unit."""
 MAX_DEPTH, MAX_NODES = 32, 1_000
 """Of a filter tree: more is a mistake or an attack, and a deeper tree would exhaust the interpreter's stack."""
 _FLOAT32_MAX = float(np.finfo(np.float32).max)

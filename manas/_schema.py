@@ -11,12 +11,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from catalog import Catalog, Destination, Field, ValueType
+from catalog import Catalog, Destination, Field, Serving, ValueType
 from catalog.documents import decode_document
 from manas._exceptions import InvalidDocument, UnusableCatalog
 
 Floats = npt.NDArray[np.float32]
 
+MICROS = 1_000_000
+"""Prices and bids are kept in millionths of a currency unit."""
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 _TERM_DESTINATIONS = (Destination.TERM, Destination.TEXT, Destination.TARGETING)
 _LISTS: dict[ValueType, type[str | int]] = {ValueType.STRING_LIST: str, ValueType.INT_LIST: int}
@@ -34,6 +36,8 @@ class PreparedDocument:
     """Field -> its terms; fields without a value are left out."""
     numbers: Mapping[str, int | float]
     vectors: Mapping[str, bytes]
+    present: tuple[str, ...] = ()
+    """Declared fields with a value."""
 
 
 class DocumentSchema:
@@ -106,11 +110,8 @@ class DocumentSchema:
                 if type(value) is not bytes or len(value) != 4 * dims or not _finite(value):
                     raise self._bad(document_id, name, value)
                 vectors[name] = value
-        return PreparedDocument(document_id, version, body, terms, numbers, vectors)
-
-    def present(self, body: bytes) -> list[str]:
-        """Return the declared fields that have a value in a canonical document."""
-        return [name for name, value in decode_document(body).items() if value is not None and name in self.fields]
+        present = tuple(name for name, value in values.items() if value is not None and name in self.fields)
+        return PreparedDocument(document_id, version, body, terms, numbers, vectors, present)
 
     def terms_of(self, field: str, body: bytes) -> tuple[str, ...]:
         """Return the terms that one field of a canonical document is indexed by."""
@@ -123,6 +124,31 @@ class DocumentSchema:
         wanted = self.fields[name]
         kind = f"{wanted.type.value}[{wanted.column.dims}]" if wanted.column.dims else wanted.type.value
         return InvalidDocument(f"document {document_id}: field {name} must be {kind}, got {str(value)[:60]!r}")
+
+
+def static_scores(
+    serving: Serving, numbers: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]], count: int
+) -> npt.NDArray[np.float64]:
+    """Return the part of the light score that no request changes: bid in currency units (or score, or 1) x quality.
+
+    `numbers` are the values of each numeric field and who has one (None: everybody). A missing bid or score counts as
+    0, a missing quality as 1.
+    """
+
+    def given(field: str, default: float) -> npt.NDArray[np.float64]:
+        if field not in numbers:
+            return np.full(count, default)
+        values, holders = numbers[field]
+        wide = values.astype(np.float64)
+        return wide if holders is None else np.where(holders, wide, default)
+
+    if serving.bid is not None:
+        scores = given(serving.bid, 0.0) / MICROS
+    elif serving.score is not None:
+        scores = given(serving.score, 0.0)
+    else:
+        scores = np.ones(count)
+    return scores * given(serving.quality, 1.0) if serving.quality is not None else scores
 
 
 def term_of(value: Any) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 
-from pyroaring import BitMap
-
 from manas._delta import Delta, Entry
-from manas._layer import LayerView
+from manas._delta_view import DeltaView
 from manas._schema import DocumentSchema, PreparedDocument
+from manas._segment_view import SegmentView
 from manas._writer import GRAPH_FROM
 from manas.segment import Segment
 
@@ -40,11 +39,8 @@ class View:
         self.delta = Delta(schema, graph_from=graph_from)
         self.funded_keys: set[str] = set()
         self._budget_key = schema.catalog.serving.budget_key or ""  # "": nothing is funded or not
-        self._base_live = BitMap()
-        if segment is not None and segment.count:
-            self._base_live.add_range(0, segment.count)
-        self._base_funded = BitMap()
-        self._delta_funded = BitMap()
+        self._base = SegmentView(segment) if segment is not None else None
+        self._delta = DeltaView(self.delta)
 
     def judge(self, document_id: str, version: int) -> Outcome:
         """Return what would become of this version of a document."""
@@ -62,9 +58,9 @@ class View:
         self._hide(document.document_id)
         self.delta.upsert(document, entry)
         if self.funded_keys.isdisjoint(document.terms.get(self._budget_key, ())):
-            self._delta_funded.discard(entry.slot)
+            self._delta.funded.discard(entry.slot)
         else:
-            self._delta_funded.add(entry.slot)
+            self._delta.funded.add(entry.slot)
 
     def delete(self, document_id: str, entry: Entry) -> None:
         """Put a tombstone that `judge` has let pass."""
@@ -72,51 +68,35 @@ class View:
         self.delta.delete(document_id, entry)
 
     def _hide(self, document_id: str) -> None:
-        if self.segment is not None and document_id not in self.delta.entries:
-            internal = self.segment.internal(document_id)
-            if internal is not None:
-                self._base_live.discard(internal)
+        if self._base is not None and document_id not in self.delta.entries:
+            self._base.hide(document_id)
 
     def set_funded(self, keys: Iterable[str]) -> None:
-        """Take over which budgets have something left, all at once."""
+        """Take over which budgets have something left, all at once, in a view that knows of none yet."""
         self.funded_keys = set(keys)
-        self._base_funded = BitMap()
-        if self.segment is not None and self.funded_keys:
-            holders = [self.segment.postings(self._budget_key, key) for key in self.funded_keys]
-            self._base_funded = BitMap.union(*holders)
-        holders = [self.delta.postings(self._budget_key, key) for key in self.funded_keys]
-        self._delta_funded = BitMap.union(*holders) if holders else BitMap()
+        for view in self.layers():
+            view.fund(self._budget_key, self.funded_keys, True)
 
     def fund(self, key: str, funded: bool) -> None:
         """Note that one budget has something left again, or nothing any more."""
         if funded == (key in self.funded_keys):
             return
-        base = self.segment.postings(self._budget_key, key) if self.segment is not None else BitMap()
-        delta = self.delta.postings(self._budget_key, key)
-        if funded:
-            self.funded_keys.add(key)
-            self._base_funded |= base
-            self._delta_funded |= delta
-        else:
-            self.funded_keys.discard(key)
-            self._base_funded -= base
-            self._delta_funded -= delta
+        (self.funded_keys.add if funded else self.funded_keys.discard)(key)
+        for view in self.layers():
+            view.fund(self._budget_key, (key,), funded)
 
-    def layers(self) -> list[LayerView]:
+    def layers(self) -> list[SegmentView | DeltaView]:
         """Return the layers that have documents or could have, base first."""
-        delta = LayerView(self.delta, self.delta.live, self._delta_funded)
-        if self.segment is None:
-            return [delta]
-        return [LayerView(self.segment, self._base_live, self._base_funded), delta]
+        return [self._delta] if self._base is None else [self._base, self._delta]
 
-    def find(self, document_id: str) -> tuple[LayerView, int] | None:
+    def find(self, document_id: str) -> tuple[SegmentView | DeltaView, int] | None:
         """Return where a live document is."""
         for view in reversed(self.layers()):
             internal = view.layer.internal(document_id)
-            if internal is not None and internal in view.live:
+            if internal is not None and internal in view:
                 return view, internal
         return None
 
     def documents(self) -> int:
         """Return the number of live documents."""
-        return len(self._base_live) + len(self.delta.live)
+        return sum(map(len, self.layers()))

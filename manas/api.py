@@ -20,6 +20,10 @@ class Answer(TypedDict):
 
     hits: list[Hit]
     total: int
+    total_is_lower_bound: bool
+    """The search ended before everything was counted."""
+    partial: bool
+    """A deadline or a missing shard cut the search short: there may be better ads."""
 
 
 class SearchBackend(Protocol):

@@ -87,7 +87,12 @@ class ManasClient:
 
     def _answer(self, reply: pb.SearchReply) -> Answer:
         kind: type[int] | type[str] = int if self._int_keys else str
-        return {"hits": [{"ad_id": kind(h.ad_id), "score": h.score} for h in reply.hits], "total": reply.total}
+        return {
+            "hits": [{"ad_id": kind(h.ad_id), "score": h.score} for h in reply.hits],
+            "total": reply.total,
+            "total_is_lower_bound": reply.total_is_lower_bound,
+            "partial": reply.partial,
+        }
 
     def _call(self, call: Callable[[], T]) -> T:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from pyroaring import BitMap
 from catalog import Catalog
 from catalog.documents import decode_document
 from manas import _explain
-from manas._clauses import Condition, estimate, evaluate
 from manas._delta import Entry
 from manas._exceptions import InvalidDocument, InvalidRequest
 from manas._layer import LayerView
@@ -21,7 +21,7 @@ from manas._ranking import PlannerLimits, Ranked, idf_weights, rank_light, rank_
 from manas._request import Query, RequestParser
 from manas._schema import DocumentSchema, Floats, PreparedDocument, normalized
 from manas._view import Outcome, View
-from manas.api import Answer
+from manas.api import Answer, Hit
 from manas.budgets import BudgetTable
 from manas.segment import Segment
 from messaging.headers import now_us
@@ -139,14 +139,19 @@ class Index:
 
     # ---- reading: any thread ----
 
-    def search(self, request: Mapping[str, Any], k: int = 10) -> Answer:
-        """Return the best `k` ads that fit the request; 0 means all. Raises InvalidRequest."""
+    def search(
+        self, request: Mapping[str, Any], k: int = 10, *, counting: bool = True, timeout_s: float | None = None
+    ) -> Answer:
+        """Return the best `k` ads that fit the request; 0 means all. Raises InvalidRequest.
+
+        Without `counting`, `total` may be a lower bound, and says so, and the search ends as soon as
+        nothing better can come. `timeout_s`: what was found until then is returned as partial.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         query = self._parse(request, k)
         with self._lock:
-            views = self._view.layers()
-            survivors = [survive(view, query.conditions) for view in views]
-            ranked, chosen = self._rank(query, views, survivors, k)
-        return self._answer(ranked, chosen, sum(map(len, survivors)))
+            ranked, chosen = self._rank(query, self._view.layers(), k, counting=counting, deadline=deadline)
+        return self._answer(ranked, chosen)
 
     def explain(self, request: Mapping[str, Any], k: int = 10, ad_id: int | str | None = None) -> dict[str, Any]:
         """Return the answer, the plan with estimates and actual counts per layer, and an ad's way through it.
@@ -157,21 +162,21 @@ class Index:
         with self._lock:
             views = self._view.layers()
             traces: list[list[dict[str, Any]]] = [[] for _ in views]
-            survivors = [survive(v, query.conditions, trace) for v, trace in zip(views, traces, strict=True)]
-            ranked, chosen = self._rank(query, views, survivors, k)
-            result: dict[str, Any] = dict(self._answer(ranked, chosen, sum(map(len, survivors))))
+            survivors = [v.survive(query.conditions, trace) for v, trace in zip(views, traces, strict=True)]
+            ranked, chosen = self._rank(query, views, k)
+            result: dict[str, Any] = dict(self._answer(ranked, chosen))
             result["plan"] = {
                 "score": "cosine similarity"
                 if self._vector(query) is not None
                 else score_words(self.schema.catalog.serving),
                 "layers": [
-                    {"layer": v.layer.name, "documents": len(v.live), "clauses": t, "survivors": len(s), "ranking": how}
+                    {"layer": v.layer.name, "documents": len(v), "clauses": t, "survivors": len(s), "ranking": how}
                     for v, t, s, how in zip(views, traces, survivors, ranked.strategies, strict=True)
                 ],
             }
             if ad_id is not None:
                 wanted = str(ad_id)
-                everything, _ = self._rank(query, views, survivors, 0, diversity=False)
+                everything, _ = self._rank(query, views, 0, diversity=False)
                 hits = [str(ranked.keys[i]) for i in chosen]
                 result["ad"] = _explain.explain_ad(self._view, self._budgets, query, wanted, everything, hits, k)
         return result
@@ -250,23 +255,33 @@ class Index:
         return normalized(raw)
 
     def _rank(
-        self, query: Query, views: Sequence[LayerView], survivors: Sequence[BitMap], k: int, *, diversity: bool = True
+        self,
+        query: Query,
+        views: Sequence[LayerView],
+        k: int,
+        *,
+        diversity: bool = True,
+        counting: bool = True,
+        deadline: float | None = None,
     ) -> tuple[Ranked, Sequence[int]]:
         """Return candidates in order and which of them are the answer."""
-        serving = self.schema.catalog.serving
+        serving, int_keys = self.schema.catalog.serving, self.schema.int_keys
         vector = self._vector(query)
         weights = idf_weights(views, serving.text, query.text_terms) if serving.text is not None else {}
+        survivors = [v.survive(query.conditions) for v in views] if vector is not None else []
         diverse = diversity and query.max_per_group is not None
         limit = 4 * k if diverse else k
         while True:
             if vector is not None and serving.vector is not None:
-                ranked = rank_similar(views, survivors, serving.vector, vector, limit, self._limits)
+                ranked = rank_similar(views, survivors, serving.vector, vector, limit, self._limits, int_keys=int_keys)
             else:
-                ranked = rank_light(views, survivors, serving, weights, limit)
+                ranked = rank_light(
+                    views, query, serving, weights, limit, int_keys=int_keys, counting=counting, deadline=deadline
+                )
             if not diverse:
                 return ranked, range(len(ranked.ids))
             chosen = self._diversify(ranked, views, query.max_per_group or 0, k)
-            if ranked.exhausted or (k and len(chosen) == k):
+            if ranked.exhausted or not ranked.complete or (k and len(chosen) == k):
                 return ranked, chosen
             limit *= 4
 
@@ -286,12 +301,18 @@ class Index:
                 taken[group] += 1
                 if taken[group] == most:
                     for full, view in zip(closed, views, strict=True):
-                        full.update(view.layer.postings(field, group))
+                        full.update(view.holders(field, group))
         return chosen
 
-    def _answer(self, ranked: Ranked, chosen: Sequence[int], total: int) -> Answer:
+    def _answer(self, ranked: Ranked, chosen: Sequence[int]) -> Answer:
         keys, scores = ranked.keys.tolist(), ranked.scores.tolist()
-        return {"hits": [{"ad_id": keys[i], "score": scores[i]} for i in chosen], "total": total}
+        hits: list[Hit] = [{"ad_id": keys[i], "score": scores[i]} for i in chosen]
+        return {
+            "hits": hits,
+            "total": ranked.matched,
+            "total_is_lower_bound": not ranked.counted,
+            "partial": not ranked.complete,
+        }
 
     def _get(self, document_id: str) -> pb.ServedDocument:
         entry = self._view.delta.entries.get(document_id)
@@ -309,24 +330,6 @@ class Index:
             served.found, served.layer = True, layer.name
             served.version, served.body = layer.version(internal), layer.body(internal)
         return served
-
-
-def survive(view: LayerView, conditions: Sequence[Condition], trace: list[dict[str, Any]] | None = None) -> BitMap:
-    """Return the live ids that satisfy all conditions, the most selective condition first.
-
-    `trace` receives one row per condition, in the order of evaluation.
-    """
-    remaining = view.live
-    for expected, condition in sorted(((estimate(c.clause, view), c) for c in conditions), key=lambda pair: pair[0]):
-        if not remaining and trace is None:
-            break
-        found = evaluate(condition.clause, view)
-        remaining = remaining & found
-        if trace is not None:
-            matched = found.intersection_cardinality(view.live)
-            row = {"clause": condition.name, "words": condition.words, "estimate": expected}
-            trace.append({**row, "matched": matched, "remaining": len(remaining)})
-    return remaining
 
 
 def _apply(view: View, delta: PreparedDelta) -> tuple[Outcome, Entry | None]:

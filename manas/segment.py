@@ -14,15 +14,17 @@ import numpy.typing as npt
 from pyroaring import BitMap
 
 from catalog import Catalog, ValueType
+from manas._bits import Words, blocks_of, padded, words_of
 from manas._exceptions import CatalogMismatch, SegmentCorrupt
 from manas._layer import Ids
 from manas._manifest import Manifest, check_files, read_manifest
+from manas._program import Column, Posting, StaticScores
 from manas._schema import Floats
-from manas._writer import dictionary_key, number_dtype
+from manas._writer import DENSE, dictionary_key, number_dtype
+from manas.kernels.layout import BLOCK_WORDS
 
-_CACHED_POSTINGS = 8_192
-"""Deserialized posting lists kept: the terms of common requests, and not the long tail of unique ids."""
-_NOTHING = BitMap()
+_CACHED_POSTINGS = 65_536
+"""Places of posting lists kept: the terms of common requests, and not the long tail of unique ids."""
 
 
 class Segment:
@@ -34,26 +36,31 @@ class Segment:
         """Use `Segment.open`."""
         self.directory = directory
         self.manifest = manifest
-        self.count = manifest.documents
-        self._forward = _Table(directory, "forward")
-        self._ids = _Table(directory, "ids")
-        self._order = _array(directory / "ids.order", np.uint32)
-        self._keys = _array(directory / "ids.keys", np.int64) if "ids.keys" in manifest.files else None
-        self._versions = _array(directory / "versions", np.int64)
+        self.count = count = manifest.documents
+        self._documents = _map(directory / "documents.blob")
+        self._places = _array(directory / "documents.place", np.uint64, 2 * count).reshape(-1, 2)
+        self._ids = _Table(directory, "ids", count)
+        self._order = _array(directory / "ids.order", np.uint32, count)
+        self._ties = _array(directory / "ids.ties", np.int64, padded(count))
+        self._versions = _array(directory / "versions", np.int64, count)
         self._terms = _Table(directory, "terms")
-        self._postings = _Table(directory, "postings")
-        self._counts = _array(directory / "postings.counts", np.uint32)
-        self._numbers = {
-            name: _Numbers(directory, name, declared.type)
+        self._entries = _array(directory / "postings.entries", np.int64, 3 * len(self._terms)).reshape(-1, 3)
+        self._dense = _array(directory / "postings.dense", np.uint64)
+        self._split = _array(directory / "postings.split", np.uint32)
+        self.scores = StaticScores.of(
+            _array(directory / "scores.static", np.float64, padded(count)), self._ties, ordered=True
+        )
+        self._columns = {
+            name: _column(directory, name, ValueType(declared.type), manifest)
             for name, declared in manifest.fields.items()
             if declared.index == "numeric"
         }
         self._vectors = {
-            name: SegmentVectors(directory, name, declared.dims, f"vectors.{name}.graph" in manifest.files)
+            name: SegmentVectors(directory, name, declared.dims, count, f"vectors.{name}.graph" in manifest.files)
             for name, declared in manifest.fields.items()
             if declared.index == "vector"
         }
-        self.postings = lru_cache(_CACHED_POSTINGS)(self._read_postings)
+        self.posting = lru_cache(_CACHED_POSTINGS)(self._read_posting)
 
     @classmethod
     def open(cls, directory: Path, verify: bool = True) -> Segment:
@@ -101,54 +108,34 @@ class Segment:
 
     def body(self, internal: int) -> bytes:
         """Return the canonical document."""
-        return self._forward[internal]
+        start, length = self._places[internal].tolist()
+        return self._documents[start : start + length]
 
     def version(self, internal: int) -> int:
         """Return the document's version."""
         return int(self._versions[internal])
 
-    def keys(self, ids: Ids) -> npt.NDArray[Any]:
+    def keys(self, ids: Ids, *, int_keys: bool) -> npt.NDArray[Any]:
         """Return document ids in the key's type."""
-        if self._keys is not None:
-            return self._keys[ids]
+        if int_keys:
+            return self._ties[ids]
         return np.array([self.document_id(int(i)) for i in ids], dtype=str)
 
-    def _place(self, field: str, term: str) -> int | None:
+    def _read_posting(self, field: str, term: str) -> Posting | None:
         wanted = dictionary_key(field, term)
         place = bisect_left(self._terms, wanted)
-        return place if place < len(self._terms) and self._terms[place] == wanted else None
+        if place >= len(self._terms) or self._terms[place] != wanted:
+            return None
+        kind, offset, count = self._entries[place].tolist()
+        if kind == DENSE:
+            words = self._dense[offset : offset + blocks_of(self.count) * BLOCK_WORDS]
+            return Posting(count, words.ctypes.data, dense=words)
+        ids = self._split[offset : offset + count]
+        return Posting(count, ids.ctypes.data, split=ids)
 
-    def _read_postings(self, field: str, term: str) -> BitMap:
-        place = self._place(field, term)
-        return _NOTHING if place is None else BitMap.deserialize(self._postings[place])
-
-    def document_frequency(self, field: str, term: str) -> int:
-        """Return the size of the posting list from the dictionary alone."""
-        place = self._place(field, term)
-        return 0 if place is None else int(self._counts[place])
-
-    def within(self, field: str, low: float | None, high: float | None) -> BitMap:
-        """Return the ids whose number is in the closed interval."""
-        column = self._numbers.get(field)
-        return BitMap() if column is None else BitMap(column.order[column.slice(low, high)])
-
-    def count_within(self, field: str, low: float | None, high: float | None) -> int:
-        """Return how many ids `within` gives."""
-        column = self._numbers.get(field)
-        if column is None:
-            return 0
-        found = column.slice(low, high)
-        return max(0, int(found.stop) - int(found.start))
-
-    def numbers(self, field: str, ids: Ids, default: float) -> npt.NDArray[np.float64]:
-        """Return the field's numbers of `ids`."""
-        column = self._numbers.get(field)
-        if column is None:
-            return np.full(len(ids), default)
-        values = column.values[ids].astype(np.float64)
-        if len(column.order) < self.count:
-            values[~column.present[ids]] = default
-        return values
+    def column(self, field: str) -> Column | None:
+        """Return a numeric column, None when the segment has none of that name."""
+        return self._columns.get(field)
 
     def vectors(self, field: str) -> SegmentVectors | None:
         """Return the vectors of a field."""
@@ -158,12 +145,13 @@ class Segment:
 class SegmentVectors:
     """Vectors of one field: a mapped matrix, and the graph if there is one."""
 
-    def __init__(self, directory: Path, field: str, dims: int, has_graph: bool) -> None:
+    def __init__(self, directory: Path, field: str, dims: int, count: int, has_graph: bool) -> None:
         self._rows = _array(directory / f"vectors.{field}.ids", np.uint32)
         self._matrix = _array(directory / f"vectors.{field}.matrix", np.float32).reshape(-1, dims)
         if len(self._matrix) != len(self._rows):
             raise ValueError(f"vectors.{field}: {len(self._matrix)} rows for {len(self._rows)} ids")
         self.ids = BitMap(self._rows)
+        self.words: Words = words_of(self._rows, count)
         self.graphed = BitMap()
         self._graph = hnswlib.Index("ip", dims)
         if has_graph:
@@ -198,8 +186,8 @@ def walk_graph(graph: Any, query: Floats, count: int) -> Ids:
 class _Table:
     """A blob with offsets, mapped: a sequence of byte strings."""
 
-    def __init__(self, directory: Path, name: str) -> None:
-        self._offsets = _array(directory / f"{name}.offsets", np.uint64)
+    def __init__(self, directory: Path, name: str, count: int | None = None) -> None:
+        self._offsets = _array(directory / f"{name}.offsets", np.uint64, None if count is None else count + 1)
         self._blob = _map(directory / f"{name}.blob")
         if len(self._offsets) == 0 or int(self._offsets[-1]) != len(self._blob):
             raise ValueError(f"{name}.offsets do not end at the end of {name}.blob")
@@ -211,22 +199,14 @@ class _Table:
         return self._blob[int(self._offsets[place]) : int(self._offsets[place + 1])]
 
 
-class _Numbers:
-    """One numeric column with its sorted order."""
-
-    def __init__(self, directory: Path, field: str, kind: str) -> None:
-        dtype = number_dtype(ValueType(kind))
-        self.values = _array(directory / f"numbers.{field}.values", dtype)
-        self.sorted = _array(directory / f"numbers.{field}.sorted", dtype)
-        self.order = _array(directory / f"numbers.{field}.order", np.uint32)
-        self.present = np.zeros(len(self.values), bool)
-        self.present[self.order] = True
-
-    def slice(self, low: float | None, high: float | None) -> slice:
-        """Return the place of the closed interval in `sorted`."""
-        start = 0 if low is None else int(np.searchsorted(self.sorted, low, side="left"))
-        stop = len(self.sorted) if high is None else int(np.searchsorted(self.sorted, high, side="right"))
-        return slice(start, stop)
+def _column(directory: Path, field: str, kind: ValueType, manifest: Manifest) -> Column:
+    dtype, some = number_dtype(kind), f"numbers.{field}.present" in manifest.files
+    return Column(
+        _array(directory / f"numbers.{field}.values", dtype, padded(manifest.documents)),
+        _array(directory / f"numbers.{field}.sorted", dtype),
+        _array(directory / f"numbers.{field}.order", np.uint32),
+        _array(directory / f"numbers.{field}.present", np.uint64) if some else None,
+    )
 
 
 def _map(file: Path) -> mmap.mmap | bytes:
@@ -236,5 +216,8 @@ def _map(file: Path) -> mmap.mmap | bytes:
         return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _array(file: Path, dtype: Any) -> npt.NDArray[Any]:
-    return np.frombuffer(_map(file), dtype=dtype)
+def _array(file: Path, dtype: Any, length: int | None = None) -> npt.NDArray[Any]:
+    found = np.frombuffer(_map(file), dtype=dtype)
+    if length is not None and len(found) != length:
+        raise ValueError(f"{file.name} has {len(found)} values instead of {length}")
+    return found

@@ -157,8 +157,10 @@ class _Service(rpc.ManasServicer):
                 found = self._index.explain(wanted, request.k, request.explain_ad_id or None)
                 reply.explain_json = json.dumps({key: found[key] for key in ("plan", "ad") if key in found})
             else:
-                found = self._index.search(wanted, request.k)
-            reply.total = found["total"]
+                timeout_s = request.timeout_s or None
+                found = self._index.search(wanted, request.k, counting=not request.skip_total, timeout_s=timeout_s)
+            reply.total, reply.total_is_lower_bound = found["total"], found["total_is_lower_bound"]
+            reply.partial = found["partial"]
             reply.hits.extend(pb.Hit(ad_id=str(hit["ad_id"]), score=hit["score"]) for hit in found["hits"])
             return reply
 

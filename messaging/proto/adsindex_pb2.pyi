@@ -277,16 +277,20 @@ class ProcessReply(_message.Message):
     def __init__(self, documents: _Optional[_Iterable[_Union[DocumentDelta, _Mapping]]] = ..., dead_letters: _Optional[_Iterable[_Union[DeadLetter, _Mapping]]] = ..., rows_written: _Optional[int] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("request_json", "k", "explain", "explain_ad_id")
+    __slots__ = ("request_json", "k", "explain", "explain_ad_id", "skip_total", "timeout_s")
     REQUEST_JSON_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_AD_ID_FIELD_NUMBER: _ClassVar[int]
+    SKIP_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     request_json: str
     k: int
     explain: bool
     explain_ad_id: str
-    def __init__(self, request_json: _Optional[str] = ..., k: _Optional[int] = ..., explain: _Optional[bool] = ..., explain_ad_id: _Optional[str] = ...) -> None: ...
+    skip_total: bool
+    timeout_s: float
+    def __init__(self, request_json: _Optional[str] = ..., k: _Optional[int] = ..., explain: _Optional[bool] = ..., explain_ad_id: _Optional[str] = ..., skip_total: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("ad_id", "score")
@@ -297,14 +301,18 @@ class Hit(_message.Message):
     def __init__(self, ad_id: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
 
 class SearchReply(_message.Message):
-    __slots__ = ("hits", "total", "explain_json")
+    __slots__ = ("hits", "total", "explain_json", "total_is_lower_bound", "partial")
     HITS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_JSON_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_IS_LOWER_BOUND_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     hits: _containers.RepeatedCompositeFieldContainer[Hit]
     total: int
     explain_json: str
-    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., total: _Optional[int] = ..., explain_json: _Optional[str] = ...) -> None: ...
+    total_is_lower_bound: bool
+    partial: bool
+    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., total: _Optional[int] = ..., explain_json: _Optional[str] = ..., total_is_lower_bound: _Optional[bool] = ..., partial: _Optional[bool] = ...) -> None: ...
 
 class GetRequest(_message.Message):
     __slots__ = ("document_ids",)

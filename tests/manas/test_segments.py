@@ -67,7 +67,12 @@ def test_segment_returns_the_documents_byte_for_byte(tmp_path: Path) -> None:
 def test_empty_segment_can_be_opened_and_asked(tmp_path: Path) -> None:
     """A base without documents is valid and answers nothing."""
     index = make_index(segment=Segment.open(write_segment(tmp_path, [])))
-    assert index.search(BROWSE, 0) == {"hits": [], "total": 0}
+    assert index.search(BROWSE, 0) == {
+        "hits": [],
+        "total": 0,
+        "total_is_lower_bound": False,
+        "partial": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -93,18 +98,27 @@ def test_writer_refuses_documents_that_cannot_be_indexed(
         Segment.open(tmp_path / "built")
 
 
+def _all_numbers(i: int) -> dict[str, float]:
+    return {f.name: i for f in CATALOG.fields.values() if f.index is Destination.NUMERIC}
+
+
+_MANY = [document(0, bid_account_micros=None), *(document(i, **_all_numbers(i)) for i in range(1, 40))]
+"""Enough for posting lists of both kinds, and one document without numbers."""
+
+
 def _files() -> list[str]:
     fields = CATALOG.fields.values()
     numbers = [f.name for f in fields if f.index is Destination.NUMERIC]
-    names = ["forward.blob", "forward.offsets", "ids.blob", "ids.offsets", "ids.order", "ids.keys", "versions"]
-    names += ["terms.blob", "terms.offsets", "postings.blob", "postings.offsets", "postings.counts", "manifest.json"]
-    names += [f"numbers.{name}.{part}" for name in numbers for part in ("values", "sorted", "order")]
+    names = ["documents.blob", "documents.place", "ids.blob", "ids.offsets", "ids.order", "ids.ties", "versions"]
+    names.append("scores.static")
+    names += ["terms.blob", "terms.offsets", "postings.dense", "postings.split", "postings.entries", "manifest.json"]
+    names += [f"numbers.{name}.{part}" for name in numbers for part in ("values", "sorted", "order", "present")]
     return names + [f"vectors.embedding.{part}" for part in ("ids", "matrix", "graph")]
 
 
 def test_every_file_is_listed_with_its_checksum(tmp_path: Path) -> None:
     """The manifest covers each file of the directory, so damage anywhere can be seen."""
-    built = write_segment(tmp_path, DOCS, graph_from=1)
+    built = write_segment(tmp_path, _MANY, graph_from=1)
     assert sorted(p.name for p in built.iterdir()) == sorted(_files())
     assert sorted(Segment.open(built).manifest.files) == sorted(n for n in _files() if n != "manifest.json")
 
@@ -112,7 +126,7 @@ def test_every_file_is_listed_with_its_checksum(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", _files())
 def test_damage_to_any_file_is_detected_and_named(tmp_path: Path, name: str) -> None:
     """A flipped bit, a cut end, an extra byte and a missing file are each refused with the file's name."""
-    built = write_segment(tmp_path, [document(i, **_all_numbers(i)) for i in (1, 2)], graph_from=1)
+    built = write_segment(tmp_path, _MANY, graph_from=1)
     file = built / name
     whole = file.read_bytes()
     assert whole, "the test needs contents to damage"
@@ -131,10 +145,6 @@ def test_damage_to_any_file_is_detected_and_named(tmp_path: Path, name: str) -> 
         Segment.open(built, verify=False)
     file.write_bytes(whole)
     Segment.open(built)
-
-
-def _all_numbers(i: int) -> dict[str, float]:
-    return {f.name: i for f in CATALOG.fields.values() if f.index is Destination.NUMERIC}
 
 
 def test_other_format_version_is_named(tmp_path: Path) -> None:
@@ -190,8 +200,8 @@ def test_corrupt_base_is_neither_published_nor_rolled_back_to(tmp_path: Path) ->
     for directory in (damaged, unfinished):
         with pytest.raises(SegmentError):
             publish(base, directory)
-    (base / first / "forward.blob").write_bytes(b"")
-    with pytest.raises(SegmentCorrupt, match=r"forward\.blob"):
+    (base / first / "documents.blob").write_bytes(b"")
+    with pytest.raises(SegmentCorrupt, match=r"documents\.blob"):
         rollback(base)
     assert current_base(base) == second
     assert [b.version for b in list_bases(base)] == [first, second]

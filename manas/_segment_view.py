@@ -1,0 +1,190 @@
+"""A segment with what changes about it: which documents newer layers hide, budgets, and the hour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pyroaring import BitMap
+
+from catalog import Serving
+from manas._bits import Bits, Words, roaring_of, words_of
+from manas._clauses import Clause, Condition, Is
+from manas._layer import Candidates
+from manas._program import Column, Posting, Program, Runner, bonus_lists, compile_program, estimate_ids
+from manas.segment import Segment
+
+
+class SegmentView:
+    """Answers conditions over one segment by kernels. Not safe for threads: its owner locks."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.layer = segment
+        self.count = segment.count
+        self._live = Bits(segment.count, full=True)
+        self._funded = Bits(segment.count)
+        self._schedule: _Schedule | None = None
+        self._runner = Runner()
+
+    # ---- what programs read ----
+
+    def posting(self, field: str, term: str) -> Posting | None:
+        """Return the posting list of a term, None when no document has it."""
+        return self.layer.posting(field, term)
+
+    def column(self, field: str) -> Column | None:
+        """Return a numeric column."""
+        return self.layer.column(field)
+
+    @property
+    def live(self) -> Words:
+        """Ids that are not hidden by newer layers."""
+        return self._live.words
+
+    @property
+    def funded(self) -> Words:
+        """Ids whose budget has something left."""
+        return self._funded.words
+
+    def scheduled(self, starts: str, ends: str, at_us: int) -> Words:
+        """Return the ids whose schedule has the instant; kept until it crosses a start or an end."""
+        schedule = self._schedule
+        if schedule is None or (schedule.starts_field, schedule.ends_field) != (starts, ends):
+            schedule = self._schedule = _Schedule(self.layer, starts, ends)
+        return schedule.at(at_us)
+
+    def with_vector(self, field: str) -> Words:
+        """Return the ids that have a vector."""
+        store = self.layer.vectors(field)
+        return store.words if store is not None else np.zeros_like(self._live.words)
+
+    def internal(self, document_id: str) -> int | None:
+        """Return the internal id of a document, alive or not."""
+        return self.layer.internal(document_id)
+
+    # ---- what changes ----
+
+    def hide(self, document_id: str) -> None:
+        """Note that a newer layer has this document."""
+        internal = self.layer.internal(document_id)
+        if internal is not None:
+            self._live.discard(np.array([internal], np.uint32))
+
+    def fund(self, field: str, keys: Iterable[str], funded: bool) -> None:
+        """Note that budgets have something left, or nothing any more."""
+        change = self._funded.add if funded else self._funded.discard
+        for key in keys:
+            posting = self.layer.posting(field, key)
+            if posting is not None:
+                change(posting.ids)
+
+    # ---- answers ----
+
+    def __len__(self) -> int:
+        return self._live.count
+
+    def __contains__(self, internal: int) -> bool:
+        return internal in self._live
+
+    def holders(self, field: str, term: str) -> BitMap:
+        """Return the ids whose field has the term, alive or not."""
+        posting = self.layer.posting(field, term)
+        if posting is None:
+            return BitMap()
+        return BitMap(posting.ids)
+
+    def live_frequency(self, field: str, term: str) -> int:
+        """Return how many live documents have the term."""
+        posting = self.layer.posting(field, term)
+        if posting is None:
+            return 0
+        if self._live.count == self.count:
+            return posting.count
+        if posting.dense is not None:
+            return int(np.bitwise_count(posting.dense & self._live.words).sum())
+        ids = posting.ids
+        bits = self._live.words[ids >> np.uint32(6)] >> (ids & np.uint32(63)).astype(np.uint64)
+        return int(np.count_nonzero(bits & np.uint64(1)))
+
+    def holds(self, clause: Clause, internal: int) -> bool:
+        """Tell whether one id satisfies a clause."""
+        return bool(self._matched([Is(self.layer.document_id(internal)), clause]))
+
+    def survive(self, conditions: Sequence[Condition], trace: list[dict[str, Any]] | None = None) -> BitMap:
+        """Return the live ids that satisfy all conditions; `trace` receives a row per condition, cheapest first."""
+        if trace is not None:
+            ranked = sorted(((estimate_ids(self, c.clause), place) for place, c in enumerate(conditions)))
+            done: list[Clause] = []
+            for expected, place in ranked:
+                condition = conditions[place]
+                done.append(condition.clause)
+                row = {"clause": condition.name, "words": condition.words, "estimate": expected}
+                matched, remaining = self._matched([condition.clause]), self._matched(done)
+                trace.append({**row, "matched": matched, "remaining": remaining})
+        words, _ = self._runner.match(self._program(conditions), self.layer.scores.blocks)
+        return roaring_of(words)
+
+    def best(
+        self,
+        conditions: Sequence[Condition],
+        weights: Mapping[str, float],
+        serving: Serving,
+        limit: int,
+        *,
+        counting: bool = True,
+        deadline: float | None = None,
+    ) -> Candidates:
+        """Return the best `limit` ids (0: all) by light score, ties decided by the smaller document id."""
+        program = self._program(conditions)
+        bonuses = bonus_lists(self, serving.text, weights) if serving.text is not None else []
+        scores = self.layer.scores
+        size = min(limit, self.count) if limit else self.count
+        if size == 0:
+            return Candidates(np.empty(0, np.uint32), np.empty(0), 0, True, True, "nothing")
+        if limit == 0:
+            size = max(1, self._runner.match(program, scores.blocks)[1])
+        best = self._runner.best(program, scores, size, bonuses, counting=counting, deadline=deadline)
+        words = f"blocks {best.blocks} of {scores.blocks}, {len(program.drivers)} lists drive"
+        return Candidates(best.ids, best.scores, best.matched, best.counted, best.complete, words)
+
+    def _program(self, conditions: Sequence[Condition]) -> Program:
+        return compile_program(self, [condition.clause for condition in conditions])
+
+    def _matched(self, clauses: Sequence[Clause]) -> int:
+        return self._runner.match(compile_program(self, clauses), self.layer.scores.blocks)[1]
+
+
+class _Schedule:
+    """The ids whose schedule has an instant, moved along with the clock instead of computed anew."""
+
+    def __init__(self, segment: Segment, starts: str, ends: str) -> None:
+        self.starts_field, self.ends_field = starts, ends
+        self._starts, self._ends = segment.column(starts), segment.column(ends)
+        self._count = segment.count
+        self._bits: Bits | None = None
+        self._valid = (0, 0)
+
+    def at(self, at_us: int) -> Words:
+        """Return the words for an instant. They stay as they are when the next instant has other words."""
+        if self._bits is None or not self._valid[0] <= at_us < self._valid[1]:
+            bits = Bits(self._count, full=True)
+            for column, late in ((self._starts, True), (self._ends, False)):
+                if column is not None:
+                    found = column.slice(at_us + 1, None) if late else column.slice(None, at_us)
+                    bits.words &= ~words_of(column.order[found], self._count)
+            self._bits = bits
+            self._valid = self._until(at_us)
+        return self._bits.words
+
+    def _until(self, at_us: int) -> tuple[int, int]:
+        """Return the interval around an instant in which nothing starts or ends."""
+        low, high = -(1 << 62), 1 << 62
+        for column in (self._starts, self._ends):
+            if column is not None and len(column.sorted):
+                place = int(np.searchsorted(column.sorted, at_us, side="right"))
+                if place:
+                    low = max(low, int(column.sorted[place - 1]))
+                if place < len(column.sorted):
+                    high = min(high, int(column.sorted[place]))
+        return low, high

@@ -1,0 +1,434 @@
+"""The kernels' source for Numba: Boolean programs over blocks of ids, top-k by score, exact nearest neighbours.
+
+Numba is imported by nobody else: `_compile` turns these functions into machine code once per machine, and a server
+loads that code in milliseconds without Numba (see `loader`).
+
+Every kernel takes one pointer to int64 parameters; addresses, sizes and results travel in them (`layout` names the
+places). They allocate nothing, raise nothing and keep all state in what the caller passes, so a call can be cut into
+slices of blocks and continued.
+"""
+
+# mypy: ignore-errors
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from manas.kernels.layout import BLOCK_IDS, BLOCK_WORDS, Bonus, Code, Op, Param
+
+
+def _pointer_cast(element):
+    pointer = types.CPointer(element)
+
+    @intrinsic
+    def cast(typing_context, address):
+        def codegen(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+        return pointer(types.int64), codegen
+
+    return cast
+
+
+u64 = _pointer_cast(types.uint64)
+i64 = _pointer_cast(types.int64)
+u32 = _pointer_cast(types.uint32)
+i32 = _pointer_cast(types.int32)
+f64 = _pointer_cast(types.float64)
+f32 = _pointer_cast(types.float32)
+
+
+@intrinsic
+def bits_to_float(typing_context, bits):
+    """Reinterpret the 64 bits of an integer as a float."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return types.float64(types.int64), codegen
+
+
+@intrinsic
+def popcount(typing_context, word):
+    """Count set bits."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), codegen
+
+
+@intrinsic
+def trailing_zeros(typing_context, word):
+    """Count zeros below the lowest set bit."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], cgutils.false_bit)
+
+    return types.uint64(types.uint64), codegen
+
+
+@njit(inline="always")
+def seek(ids, count, at, wanted):
+    """Return the first place from `at` on whose id is >= wanted: gallop, then halve."""
+    if at >= count or ids[at] >= wanted:
+        return at
+    step = 1
+    low = at
+    high = at + 1
+    while high < count and ids[high] < wanted:
+        low = high
+        step <<= 1
+        high = low + step
+    if high > count:
+        high = count
+    while low + 1 < high:
+        middle = (low + high) >> 1
+        if ids[middle] < wanted:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+@njit(inline="always")
+def evaluate(code, length, cursors, stack, block):
+    """Run a program over one block; the result is in the first words of `stack`. Returns whether any bit is set."""
+    top = -1
+    at = 0
+    first = block * BLOCK_IDS
+    word = block * BLOCK_WORDS
+    while at < length:
+        row = at * Code.WIDTH
+        op = code[row]
+        a = code[row + 1]
+        at += 1
+        if op <= Op.DENSE_LAST:
+            bits = u64(a)
+            if op == Op.PUSH_DENSE:
+                top += 1
+                base = top * BLOCK_WORDS
+                for w in range(BLOCK_WORDS):
+                    stack[base + w] = bits[word + w]
+            elif op == Op.OR_DENSE:
+                base = top * BLOCK_WORDS
+                for w in range(BLOCK_WORDS):
+                    stack[base + w] |= bits[word + w]
+            elif op == Op.AND_DENSE:
+                base = top * BLOCK_WORDS
+                for w in range(BLOCK_WORDS):
+                    stack[base + w] &= bits[word + w]
+            else:
+                base = top * BLOCK_WORDS
+                for w in range(BLOCK_WORDS):
+                    stack[base + w] &= ~bits[word + w]
+        elif op <= Op.SPLIT_LAST:
+            ids = u32(a)
+            count = code[row + 2]
+            cursor = code[row + 3]
+            if op == Op.PUSH_SPLIT:
+                top += 1
+                base = top * BLOCK_WORDS
+                for w in range(BLOCK_WORDS):
+                    stack[base + w] = 0
+            base = top * BLOCK_WORDS
+            place = seek(ids, count, cursors[cursor], first)
+            last = first + BLOCK_IDS
+            if op == Op.ANDNOT_SPLIT:
+                while place < count and ids[place] < last:
+                    offset = ids[place] - first
+                    stack[base + (offset >> 6)] &= ~(types.uint64(1) << types.uint64(offset & 63))
+                    place += 1
+            else:
+                while place < count and ids[place] < last:
+                    offset = ids[place] - first
+                    stack[base + (offset >> 6)] |= types.uint64(1) << types.uint64(offset & 63)
+                    place += 1
+            cursors[cursor] = place
+        elif op == Op.AND:
+            top -= 1
+            base = top * BLOCK_WORDS
+            for w in range(BLOCK_WORDS):
+                stack[base + w] &= stack[base + BLOCK_WORDS + w]
+        elif op == Op.OR:
+            top -= 1
+            base = top * BLOCK_WORDS
+            for w in range(BLOCK_WORDS):
+                stack[base + w] |= stack[base + BLOCK_WORDS + w]
+        elif op == Op.ANDNOT:
+            top -= 1
+            base = top * BLOCK_WORDS
+            for w in range(BLOCK_WORDS):
+                stack[base + w] &= ~stack[base + BLOCK_WORDS + w]
+        elif op == Op.NOT:
+            base = top * BLOCK_WORDS
+            for w in range(BLOCK_WORDS):
+                stack[base + w] = ~stack[base + w]
+        elif op == Op.IF_EMPTY:
+            base = top * BLOCK_WORDS
+            any_bit = types.uint64(0)
+            for w in range(BLOCK_WORDS):
+                any_bit |= stack[base + w]
+            if any_bit == 0:
+                at = a
+        elif op == Op.AND_RANGE_INT:
+            values = i64(a)
+            low = code[row + 2]
+            high = code[row + 3]
+            base = top * BLOCK_WORDS
+            for w in range(BLOCK_WORDS):
+                keep = stack[base + w]
+                if keep != 0:
+                    left = keep
+                    while left != 0:
+                        bit = trailing_zeros(left)
+                        left &= left - types.uint64(1)
+                        value = values[first + w * 64 + types.int64(bit)]
+                        if value < low or value > high:
+                            keep &= ~(types.uint64(1) << bit)
+                    stack[base + w] = keep
+        elif op == Op.AND_RANGE_FLOAT:
+            numbers = f64(a)
+            least = bits_to_float(code[row + 2])
+            most = bits_to_float(code[row + 3])
+            base = top * BLOCK_WORDS
+            for w in range(BLOCK_WORDS):
+                keep = stack[base + w]
+                if keep != 0:
+                    left = keep
+                    while left != 0:
+                        bit = trailing_zeros(left)
+                        left &= left - types.uint64(1)
+                        number = numbers[first + w * 64 + types.int64(bit)]
+                        if number < least or number > most:
+                            keep &= ~(types.uint64(1) << bit)
+                    stack[base + w] = keep
+        else:  # Op.PUSH_NONE
+            top += 1
+            base = top * BLOCK_WORDS
+            for w in range(BLOCK_WORDS):
+                stack[base + w] = 0
+    any_set = types.uint64(0)
+    for w in range(BLOCK_WORDS):
+        any_set |= stack[w]
+    return any_set != 0
+
+
+@njit(inline="always")
+def next_block(p, drivers, cursors, block):
+    """Return the first block from `block` on that can hold a match: where any of the driving lists has an id."""
+    count = p[Param.DRIVERS]
+    if count == 0:
+        return block
+    best = p[Param.BLOCKS]
+    first = block * BLOCK_IDS
+    for d in range(count):
+        ids = u32(drivers[3 * d])
+        size = drivers[3 * d + 1]
+        cursor = drivers[3 * d + 2]
+        place = seek(ids, size, cursors[cursor], first)
+        cursors[cursor] = place
+        if place < size:
+            found = types.int64(ids[place]) // BLOCK_IDS
+            if found < best:
+                best = found
+    return best
+
+
+@njit(inline="always")
+def worse(score, tie, other_score, other_tie):
+    """Tell whether the first candidate ranks behind the second."""
+    return score < other_score or (score == other_score and tie > other_tie)
+
+
+@njit(inline="always")
+def offer(p, scores, ties, ids, score, tie, number):
+    """Put a candidate into the heap of the best; the worst of them is at its root."""
+    size = p[Param.HEAP_SIZE]
+    k = p[Param.K]
+    if size < k:
+        at = size
+        p[Param.HEAP_SIZE] = size + 1
+        while at > 0:
+            parent = (at - 1) >> 1
+            if worse(score, tie, scores[parent], ties[parent]):
+                scores[at] = scores[parent]
+                ties[at] = ties[parent]
+                ids[at] = ids[parent]
+                at = parent
+            else:
+                break
+    else:
+        if not worse(scores[0], ties[0], score, tie):
+            return
+        at = 0
+        while True:
+            child = 2 * at + 1
+            if child >= k:
+                break
+            if child + 1 < k and worse(scores[child + 1], ties[child + 1], scores[child], ties[child]):
+                child += 1
+            if worse(scores[child], ties[child], score, tie):
+                scores[at] = scores[child]
+                ties[at] = ties[child]
+                ids[at] = ids[child]
+                at = child
+            else:
+                break
+    scores[at] = score
+    ties[at] = tie
+    ids[at] = number
+
+
+SIGNATURE = types.void(types.CPointer(types.int64))
+
+
+def top_k(p):
+    """Rank what a program matches in blocks [BLOCK, UNTIL): static score, plus weights of matching bonus lists.
+
+    Blocks whose bound is below the worst of k candidates are skipped, unless everything is to be counted; the suffix
+    bound ends the run. Both are strict, so ties are decided by the tie key, whatever the order of ids; only where ids
+    follow (score, tie key) and nothing is added to scores, an equal bound ends the run too.
+    """
+    code = i64(p[Param.CODE])
+    length = p[Param.CODE_LENGTH]
+    cursors = i64(p[Param.CURSORS])
+    stack = u64(p[Param.STACK])
+    drivers = i64(p[Param.DRIVER_TABLE])
+    static = f64(p[Param.STATIC])
+    tie_keys = i64(p[Param.TIES])
+    block_max = f64(p[Param.BLOCK_MAX])
+    suffix_max = f64(p[Param.SUFFIX_MAX])
+    bonuses = i64(p[Param.BONUS_TABLE])
+    bonus_count = p[Param.BONUSES]
+    bonus = f64(p[Param.BONUS_BUFFER])
+    best_scores = f64(p[Param.HEAP_SCORES])
+    best_ties = i64(p[Param.HEAP_TIES])
+    best_ids = i64(p[Param.HEAP_IDS])
+    k = p[Param.K]
+    counting = p[Param.COUNTING]
+    rising = p[Param.TIES_RISE]
+    most_bonus = bits_to_float(p[Param.BONUS_BOUND])
+    until = p[Param.UNTIL]
+    block = p[Param.BLOCK]
+    matched = p[Param.MATCHED]
+    evaluated = p[Param.EVALUATED]
+    while block < until:
+        block = next_block(p, drivers, cursors, block)
+        if block >= until:
+            break
+        full = p[Param.HEAP_SIZE] == k
+        hopeless = False
+        if full:
+            bar = best_scores[0]
+            if suffix_max[block] + most_bonus < bar or (rising and bonus_count == 0 and suffix_max[block] <= bar):
+                if counting == 0:
+                    p[Param.STOPPED] = 1
+                    block = until
+                    break
+                hopeless = True
+            else:
+                hopeless = block_max[block] + most_bonus < bar
+            if hopeless and counting == 0:
+                block += 1
+                continue
+        evaluated += 1
+        if evaluate(code, length, cursors, stack, block):
+            if hopeless:
+                for w in range(BLOCK_WORDS):
+                    matched += types.int64(popcount(stack[w]))
+                block += 1
+                continue
+            first = block * BLOCK_IDS
+            if bonus_count > 0:
+                for i in range(BLOCK_IDS):
+                    bonus[i] = 0.0
+                for b in range(bonus_count):
+                    row = b * Bonus.WIDTH
+                    weight = bits_to_float(bonuses[row + Bonus.WEIGHT])
+                    payload_at = bonuses[row + Bonus.PAYLOAD]
+                    payload = f32(payload_at)
+                    if bonuses[row + Bonus.DENSE] != 0:
+                        bits = u64(bonuses[row + Bonus.ADDRESS])
+                        for w in range(BLOCK_WORDS):
+                            left = bits[block * BLOCK_WORDS + w] & stack[w]
+                            while left != 0:
+                                offset = w * 64 + types.int64(trailing_zeros(left))
+                                left &= left - types.uint64(1)
+                                if payload_at != 0:
+                                    bonus[offset] += weight * payload[first + offset]
+                                else:
+                                    bonus[offset] += weight
+                    else:
+                        ids = u32(bonuses[row + Bonus.ADDRESS])
+                        size = bonuses[row + Bonus.COUNT]
+                        place = seek(ids, size, bonuses[row + Bonus.CURSOR], first)
+                        while place < size and ids[place] < first + BLOCK_IDS:
+                            offset = types.int64(ids[place]) - first
+                            if payload_at != 0:
+                                bonus[offset] += weight * payload[place]
+                            else:
+                                bonus[offset] += weight
+                            place += 1
+                        bonuses[row + Bonus.CURSOR] = place
+            done = False
+            for w in range(BLOCK_WORDS):
+                left = stack[w]
+                matched += types.int64(popcount(left))
+                while left != 0 and not done:
+                    number = first + w * 64 + types.int64(trailing_zeros(left))
+                    left &= left - types.uint64(1)
+                    score = static[number]
+                    if bonus_count > 0:
+                        score += bonus[number - first]
+                    offer(p, best_scores, best_ties, best_ids, score, tie_keys[number], number)
+                    if rising and bonus_count == 0 and counting == 0 and p[Param.HEAP_SIZE] == k:
+                        # Ids follow (score, tie key): nothing that comes later can be better.
+                        done = True
+                if done:
+                    break
+            if done:
+                p[Param.STOPPED] = 1
+                block = until
+                break
+        block += 1
+    p[Param.BLOCK] = block
+    p[Param.MATCHED] = matched
+    p[Param.EVALUATED] = evaluated
+
+
+def match(p):
+    """Write the bitmap of what a program matches in blocks [BLOCK, UNTIL) to OUT and count it."""
+    code = i64(p[Param.CODE])
+    length = p[Param.CODE_LENGTH]
+    cursors = i64(p[Param.CURSORS])
+    stack = u64(p[Param.STACK])
+    drivers = i64(p[Param.DRIVER_TABLE])
+    out = u64(p[Param.OUT])
+    until = p[Param.UNTIL]
+    block = p[Param.BLOCK]
+    matched = p[Param.MATCHED]
+    evaluated = p[Param.EVALUATED]
+    while block < until:
+        block = next_block(p, drivers, cursors, block)
+        if block >= until:
+            break
+        evaluated += 1
+        if evaluate(code, length, cursors, stack, block):
+            base = block * BLOCK_WORDS
+            for w in range(BLOCK_WORDS):
+                word = stack[w]
+                out[base + w] = word
+                matched += types.int64(popcount(word))
+        block += 1
+    p[Param.BLOCK] = block
+    p[Param.MATCHED] = matched
+    p[Param.EVALUATED] = evaluated
+
+
+def build():
+    """Return name -> compiled cfunc of every kernel."""
+    options = {"nopython": True, "error_model": "numpy"}
+    return {function.__name__: cfunc(SIGNATURE, **options)(function) for function in (top_k, match)}

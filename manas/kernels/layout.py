@@ -1,0 +1,90 @@
+"""Places in the kernels' parameters: shared by the source that Numba compiles and by the callers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+BLOCK_IDS = 1024
+"""Ids per block: 16 words, two cache lines of every dense list, and a bound for every 1024 scores."""
+BLOCK_WORDS = BLOCK_IDS // 64
+
+
+class _Op(NamedTuple):
+    """What an instruction does with the stack of block bitmaps. The order groups them: see `evaluate`."""
+
+    PUSH_DENSE: int = 0
+    OR_DENSE: int = 1
+    AND_DENSE: int = 2
+    ANDNOT_DENSE: int = 3
+    PUSH_SPLIT: int = 4
+    OR_SPLIT: int = 5
+    ANDNOT_SPLIT: int = 6
+    AND: int = 7
+    OR: int = 8
+    ANDNOT: int = 9
+    NOT: int = 10
+    IF_EMPTY: int = 11
+    AND_RANGE_INT: int = 12
+    AND_RANGE_FLOAT: int = 13
+    PUSH_NONE: int = 14
+    DENSE_LAST: int = 3
+    SPLIT_LAST: int = 6
+
+
+class _Code(NamedTuple):
+    """Columns of an instruction: operation, address or target, and two more arguments."""
+
+    OP: int = 0
+    A: int = 1
+    B: int = 2
+    C: int = 3
+    WIDTH: int = 4
+
+
+class _Bonus(NamedTuple):
+    """Columns of a list that adds to the score of what it holds."""
+
+    DENSE: int = 0
+    ADDRESS: int = 1
+    COUNT: int = 2
+    WEIGHT: int = 3
+    PAYLOAD: int = 4
+    CURSOR: int = 5
+    WIDTH: int = 6
+
+
+class _Param(NamedTuple):
+    """Places in a kernel's parameters."""
+
+    BLOCKS: int = 0
+    BLOCK: int = 1
+    UNTIL: int = 2
+    CODE: int = 3
+    CODE_LENGTH: int = 4
+    CURSORS: int = 5
+    STACK: int = 6
+    DRIVERS: int = 7
+    DRIVER_TABLE: int = 8
+    STATIC: int = 9
+    TIES: int = 10
+    BLOCK_MAX: int = 11
+    SUFFIX_MAX: int = 12
+    BONUSES: int = 13
+    BONUS_TABLE: int = 14
+    BONUS_BUFFER: int = 15
+    BONUS_BOUND: int = 16
+    K: int = 17
+    HEAP_SIZE: int = 18
+    HEAP_SCORES: int = 19
+    HEAP_TIES: int = 20
+    HEAP_IDS: int = 21
+    COUNTING: int = 22
+    TIES_RISE: int = 23
+    MATCHED: int = 24
+    EVALUATED: int = 25
+    STOPPED: int = 26
+    OUT: int = 27
+    COUNT: int = 32
+
+
+Op, Code, Bonus, Param = _Op(), _Code(), _Bonus(), _Param()
