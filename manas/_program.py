@@ -386,7 +386,7 @@ class Runner:
         complete = self._run(self._kernels.top_k, p, scores.blocks, deadline)
         size = int(p[Param.HEAP_SIZE])
         order = np.lexsort((heap_ties[:size], -heap_scores[:size]))
-        counted = complete and (bool(counting) or not p[Param.STOPPED] and size < k)
+        counted = complete and (bool(counting) or (not p[Param.STOPPED] and size < k))
         del cursors
         return Best(
             heap_ids[:size][order].astype(np.uint32),

@@ -5,7 +5,7 @@ the best candidates first. All files are little-endian; arrays by id are padded 
 
 | file | content |
 | --- | --- |
-| `documents.blob`, `documents.place` | canonical documents in the order of input; (start, length) as uint64 pairs by id |
+| `documents.blob`, `documents.place` | canonical documents in the order of input; uint64 (start, length) by id |
 | `ids.blob`, `ids.offsets` | document ids (UTF-8) by internal id; uint64 offsets, n + 1 of them |
 | `ids.order` | internal ids sorted by document id: the way from a document id to its internal id |
 | `ids.ties` | int64 by id: what decides between equal scores, the document id itself or its rank |

@@ -82,8 +82,7 @@ def seek(ids, count, at, wanted):
         low = high
         step <<= 1
         high = low + step
-    if high > count:
-        high = count
+    high = min(high, count)
     while low + 1 < high:
         middle = (low + high) >> 1
         if ids[middle] < wanted:
@@ -232,8 +231,7 @@ def next_block(p, drivers, cursors, block):
         cursors[cursor] = place
         if place < size:
             found = types.int64(ids[place]) // BLOCK_IDS
-            if found < best:
-                best = found
+            best = min(best, found)
     return best
 
 
