@@ -6,6 +6,7 @@ For the pipeline: `load_registry`, `ArgusCore`, `compute_documents`, and `argus.
 
 from argus._exceptions import (
     ArgusError,
+    CannotPause,
     DeclarationError,
     InvalidInput,
     SourceBehind,
@@ -17,6 +18,7 @@ from argus._exceptions import (
 )
 from argus._handler import Handler, HandlerContext, SourceUse, Value, handler
 from argus._hints import Hint
+from argus._pause import check_pausable, paused_handlers
 from argus._registry import Registry, builtin_handlers, load_registry
 from argus._rows import Inputs
 from argus.compute import compute_documents
@@ -25,6 +27,7 @@ from argus.core import ArgusCore, Outcome
 __all__ = [
     "ArgusCore",
     "ArgusError",
+    "CannotPause",
     "DeclarationError",
     "Handler",
     "HandlerContext",
@@ -42,7 +45,9 @@ __all__ = [
     "UndeclaredWrite",
     "Value",
     "builtin_handlers",
+    "check_pausable",
     "compute_documents",
     "handler",
     "load_registry",
+    "paused_handlers",
 ]

@@ -4,6 +4,7 @@ ArgusError                    catch this to treat every failure of Argus alike
 ├── DeclarationError          a handler's decorator is wrong in itself; found at import, fix the handler
 ├── UndeclaredRead            a handler read a column or source that it did not declare: a bug of the handler
 ├── UndeclaredWrite           a handler returned a column that it did not declare: a bug of the handler
+├── CannotPause               a switch names a handler that there is not, or that must always run
 ├── InvalidInput              a handler refuses what the row holds: the data is at fault, its outputs are cleared
 └── SourceError               an external source did not answer
     ├── SourceUnavailable     no value, not even an old one that may stand in: the outputs keep their previous values
@@ -28,6 +29,10 @@ class UndeclaredRead(ArgusError):
 
 class UndeclaredWrite(ArgusError):
     """Raised when a handler returns what it did not declare; the message says what to add to the decorator."""
+
+
+class CannotPause(ArgusError):
+    """Raised for a switch of a handler that does not exist, or of the one that says what may serve."""
 
 
 class InvalidInput(ArgusError):

@@ -30,6 +30,7 @@ HANDLER_FAILED = "handler_failed"
 REFUSED_INPUT = "refused_input"
 SOURCE_UNAVAILABLE = "source_unavailable"
 SOURCE_BEHIND = "source_behind"
+HANDLER_PAUSED = "handler_paused"
 TOO_LARGE = "value_too_large"
 MAX_VALUE_BYTES = Limits().max_value_bytes
 """Judged before the commit, so that one huge document is blocked instead of failing its batch."""
@@ -39,6 +40,9 @@ _MAX_INPUTS = 4_096
 
 Answers = Mapping[str, Mapping[Any, Any]]
 """Source -> key -> value, or SourceUnavailable."""
+Paused = Mapping[str, str]
+"""Handler that a switch pauses -> a sentence that says who did it and why."""
+NONE_PAUSED: Paused = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +77,12 @@ def look_up(
     sources: Mapping[str, CachedSource[Any, Any]],
     catalog: Catalog,
     refresh: frozenset[str] = frozenset(),
+    paused: Paused = NONE_PAUSED,
 ) -> Answers:
-    """Ask every source once for the whole batch; rows of `refresh` past the cache."""
+    """Ask every source that a handler not paused uses once for the whole batch; rows of `refresh` past the cache."""
+    used = {use for step in plan.steps if step.handler.name not in paused for use in step.handler.sources}
     answers: dict[str, dict[Any, Any]] = {}
-    for use in plan.sources:
+    for use in (use for use in plan.sources if use in used):
         cached: dict[Any, int] = {}
         fresh: dict[Any, int] = {}
         for key, rows in joined.items():
@@ -90,10 +96,13 @@ def look_up(
     return answers
 
 
-def execute(registry: Registry, plan: Plan, key: str, rows: Rows, answers: Answers) -> RunResult:
+def execute(
+    registry: Registry, plan: Plan, key: str, rows: Rows, answers: Answers, paused: Paused = NONE_PAUSED
+) -> RunResult:
     """Run all handlers of the plan in dependency order; a document root also gets its document.
 
-    A row that does not exist runs no handler: what was derived for it goes. Never raises for what a handler does.
+    A paused handler leaves its outputs as they are, and says so. A row that does not exist runs no handler, paused or
+    not: what was derived for it goes. Never raises for what a handler does.
     """
     result = RunResult(key)
     output = single(rows, plan.output_table)
@@ -103,7 +112,7 @@ def execute(registry: Registry, plan: Plan, key: str, rows: Rows, answers: Answe
         if not result.exists:
             _put(rows, step, dict.fromkeys(step.refs), result)
         else:
-            error = _run_step(registry.catalog, step, key, rows, output, answers, result)
+            error = _run_step(registry.catalog, step, key, rows, output, answers, result, paused)
         _change(output, step.error_cell, error, result)
     if plan.is_document:
         _build_document(registry, plan, rows, result)
@@ -111,12 +120,24 @@ def execute(registry: Registry, plan: Plan, key: str, rows: Rows, answers: Answe
 
 
 def _run_step(
-    catalog: Catalog, step: Step, key: str, rows: Rows, output: EntityRow, answers: Answers, result: RunResult
+    catalog: Catalog,
+    step: Step,
+    key: str,
+    rows: Rows,
+    output: EntityRow,
+    answers: Answers,
+    result: RunResult,
+    paused: Paused,
 ) -> bytes | None:
     """Run one handler, keep its outputs, and return what its error cell has to say."""
     if refused := [s for table, cell in step.allowed.values() for s in rows[table].refused_control((cell,))]:
         _put(rows, step, dict.fromkeys(step.refs), result)
         return encode([REFUSED_INPUT, refused[0][:_MAX_SENTENCE]])  # the dead letter was sent when it was refused
+    if (why := paused.get(step.handler.name)) is not None:
+        said = encode([HANDLER_PAUSED, why[:_MAX_SENTENCE]])
+        is_new = output.stored.get(step.error_cell) != said
+        result.failures.append(Failure(step.handler.name, HANDLER_PAUSED, why, "", is_new))
+        return said
     inputs = Inputs(step.handler.name, step.allowed, step.tables, rows)
     context = HandlerContext(catalog, key, _answers_for(step, rows, answers, catalog))
     detail = ""

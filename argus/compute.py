@@ -8,7 +8,7 @@ from itertools import islice
 from argus._fetch import fetch
 from argus._registry import Plan, Registry
 from argus._rows import Rows, members
-from argus._run import execute, look_up
+from argus._run import NONE_PAUSED, Paused, execute, look_up
 from argus.core import Sources
 from storage_repo import RowId, Snapshot
 
@@ -17,13 +17,13 @@ _SLICE = 1024
 
 
 def compute_documents(
-    snapshot: Snapshot, registry: Registry, sources: Sources, rows: Iterable[str]
+    snapshot: Snapshot, registry: Registry, sources: Sources, rows: Iterable[str], paused: Paused = NONE_PAUSED
 ) -> Iterator[tuple[str, bytes | None, list[str]]]:
     """Yield (ad id, body or None, why it is blocked) for root rows, in their order.
 
     What the pipeline keeps of derived columns is not trusted: the handlers of joined rows (pins, ad groups) are run
     again too. So this tells what the documents ought to be; it is the code that the pipeline runs. Where a source does
-    not answer or a handler fails, the previous outputs count, as in the pipeline.
+    not answer or a handler fails or is paused, the previous outputs count, as in the pipeline.
     """
     plan, waiting = registry.document, iter(rows)
     while keys := list(dict.fromkeys(islice(waiting, _SLICE))):
@@ -31,10 +31,10 @@ def compute_documents(
         overlay: dict[RowId, dict[str, bytes | None]] = {}
         for parents in registry.plans.values():  # those that are joined by others come first
             if parents.root in plan.routes:
-                _derive(snapshot, registry, sources, parents, joined, overlay)
-        answers = look_up(plan, joined, sources, registry.catalog)
+                _derive(snapshot, registry, sources, parents, joined, overlay, paused)
+        answers = look_up(plan, joined, sources, registry.catalog, paused=paused)
         for key in keys:
-            result = execute(registry, plan, key, joined[key], answers)
+            result = execute(registry, plan, key, joined[key], answers, paused)
             yield key, result.body, result.blocked
 
 
@@ -45,13 +45,14 @@ def _derive(
     plan: Plan,
     documents: Mapping[str, Rows],
     overlay: dict[RowId, dict[str, bytes | None]],
+    paused: Paused,
 ) -> None:
     """Run the handlers of the rows of `plan.root` that the documents join, and lay what changes over them."""
     targets = {row.key: row for rows in documents.values() for row in members(rows[plan.root]) if row.absence is None}
     joined = fetch(snapshot, registry.catalog, plan, [key for key in targets if key is not None], overlay)
-    answers = look_up(plan, joined, sources, registry.catalog)
+    answers = look_up(plan, joined, sources, registry.catalog, paused=paused)
     for key, rows in joined.items():
-        changes = execute(registry, plan, key, rows, answers).changes
+        changes = execute(registry, plan, key, rows, answers, paused).changes
         overlay[plan.root, key] = {cell: data for (_, cell), data in changes.items()}
         for cell, data in overlay[plan.root, key].items():
             targets[key].set(cell, data)  # one row object, shared by all documents of the slice that join it

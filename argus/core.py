@@ -28,7 +28,7 @@ from argus._fetch import fetch
 from argus._hints import Expanded, Hint, Want, expand, fault_of
 from argus._registry import Plan, Registry
 from argus._rows import Rows, single
-from argus._run import SOURCE_BEHIND, SOURCE_UNAVAILABLE, Failure, RunResult, execute, look_up
+from argus._run import HANDLER_PAUSED, SOURCE_BEHIND, SOURCE_UNAVAILABLE, Failure, Paused, RunResult, execute, look_up
 from argus.sources import CachedSource
 from catalog import LaneName
 from catalog.model import DOCUMENT_BODY, RUN, TIMELINE
@@ -83,11 +83,11 @@ class Outcome:
     notifications: list[pb.Notification] = field(default_factory=list)
     """Continuations of fan-outs, and rows that go back after too many conflicts."""
     deferred: list[pb.Notification] = field(default_factory=list)
-    """Rows that wait for a source."""
+    """Rows that wait for a source or a paused handler."""
     counts: Counter[str] = field(default_factory=Counter)
     """runs, covered, unconcerned, documents_changed, documents_unchanged, republished, conflicts, retries, returned,
     continuations, rows_written, source_unavailable, source_behind, deferred (rows that began to wait for a source),
-    waiting_for_source (those that were waiting, and still are)."""
+    waiting_for_source (those that were waiting, and still are), handler_paused (runs without a paused handler)."""
 
     @property
     def only_waits(self) -> bool:
@@ -138,8 +138,9 @@ class ArgusCore:
         metrics: Metrics | None = None,
         seed: int = 0,
         sleep: Callable[[float], None] = time.sleep,
+        paused: Callable[[], Paused] = dict,
     ) -> None:
-        """Raises DeclarationError when a handler uses a source that is not given."""
+        """`paused` is asked before each slice. Raises DeclarationError when a source that is used is not given."""
         used = {use.source for plan in registry.plans.values() for use in plan.sources}
         if missing := used - set(sources):
             raise DeclarationError(f"handlers use sources that are not configured: {', '.join(sorted(missing))}")
@@ -148,6 +149,7 @@ class ArgusCore:
         self._metrics = metrics or NoMetrics()
         self._random = random.Random(seed)
         self._sleep = sleep
+        self._paused = paused
         self.disown()
 
     def disown(self) -> None:
@@ -247,9 +249,10 @@ class ArgusCore:
         joined = fetch(snapshot, self._registry.catalog, plan, list(by_key), keep=keep)
         fetched = time.perf_counter()
         refresh = frozenset(key for key in joined if by_key[key].refresh)
-        answers = look_up(plan, joined, self._sources, self._registry.catalog, refresh)
+        paused = self._paused()
+        answers = look_up(plan, joined, self._sources, self._registry.catalog, refresh, paused)
         for key, rows in joined.items():
-            want, result = by_key[key], execute(self._registry, plan, key, rows, answers)
+            want, result = by_key[key], execute(self._registry, plan, key, rows, answers, paused)
             idle = want.deferred and not want.must_publish and key not in computed.strange and not result.changes
             to = computed.waiting if idle and _waits(result) else computed.runs
             to.append((want, result))
@@ -274,8 +277,9 @@ class ArgusCore:
         for want in computed.left_out:
             self._publish(outcome, computed, want, computed.strange[want.key], computed.snapshot_ts)
         for want, result in computed.waiting:
-            self._defer(outcome, computed.plan, want)
-            outcome.counts[SOURCE_UNAVAILABLE] += sum(f.reason == SOURCE_UNAVAILABLE for f in result.failures)
+            self._defer(outcome, computed.plan, want, result)
+            for reason in (SOURCE_UNAVAILABLE, HANDLER_PAUSED):
+                outcome.counts[reason] += sum(failure.reason == reason for failure in result.failures)
         outcome.counts["conflicts"] += len(conflicted)
         self._metrics.time("commit_us", (time.perf_counter() - started) * 1e6)
         return conflicted
@@ -345,9 +349,9 @@ class ArgusCore:
     def _report(self, outcome: Outcome, computed: Computed, want: Want, result: RunResult, commit_ts: int) -> None:
         outcome.counts["runs"] += 1
         if _waits(result):
-            self._defer(outcome, computed.plan, want)
+            self._defer(outcome, computed.plan, want, result)
         for failure in result.failures:
-            if failure.reason in (SOURCE_UNAVAILABLE, SOURCE_BEHIND):
+            if failure.reason in (SOURCE_UNAVAILABLE, SOURCE_BEHIND, HANDLER_PAUSED):
                 outcome.counts[failure.reason] += 1  # one outage is no dead letter per document
             elif failure.is_new or want.redelivered:
                 outcome.dead_letters.append(_letter(computed.plan, want, failure))
@@ -368,9 +372,10 @@ class ArgusCore:
             outcome.counts["republished"] += 1
             outcome.deltas.append(_delta(computed, want, body, version))
 
-    def _defer(self, outcome: Outcome, plan: Plan, want: Want) -> None:
-        """Queue a row that waits for a source, unless its cause is long ago."""
-        if now_us() - want.header.origin_us > DEFER_FOR_US:
+    def _defer(self, outcome: Outcome, plan: Plan, want: Want, result: RunResult) -> None:
+        """Queue a row that waits for a paused handler, or for a source unless its cause is long ago."""
+        held = any(failure.reason == HANDLER_PAUSED for failure in result.failures)
+        if not held and now_us() - want.header.origin_us > DEFER_FOR_US:
             return
         outcome.counts["waiting_for_source" if want.deferred else "deferred"] += 1
         again = want.notification(plan)
@@ -380,7 +385,7 @@ class ArgusCore:
 
 
 def _waits(result: RunResult) -> bool:
-    return any(failure.reason == SOURCE_UNAVAILABLE for failure in result.failures)
+    return any(failure.reason in (SOURCE_UNAVAILABLE, HANDLER_PAUSED) for failure in result.failures)
 
 
 def _delta(computed: Computed, want: Want, body: bytes | None, version: int) -> pb.DocumentDelta:

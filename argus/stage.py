@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
+from argus._pause import paused_handlers
 from argus._registry import load_registry
+from argus._run import Paused
 from argus.core import STAGE, ArgusCore, Outcome, Sources
 from argus.rpc import serve
 from argus.sources import CachedSource, PerformanceDb
@@ -25,8 +27,8 @@ smaller ones; high fills any batch first (the consumer's topics are in order of 
 _WAIT_SECONDS = 0.5
 _DEFERRED_BATCH = 64
 _DEFERRED_PAUSE_SECONDS = 2.0
-"""While a source is away a batch of the rows that wait for it is tried at this pace: a cache leaves a source alone for
-as long after a failure. Once it answers they follow each other at once."""
+"""While a source is away, or a handler paused, a batch of the rows that wait for it is tried at this pace: a cache
+leaves a source alone for as long after a failure. Once it answers they follow each other at once."""
 _DEFERRED_LOOK_SECONDS = 0.25
 """How often to look whether any row waits."""
 _LANE_OF_TOPIC = {topic: lane for lane, topic in NOTIFICATIONS.items()}
@@ -47,6 +49,10 @@ def run(context: StageContext, repo: Repo, sources: Sources | None = None) -> No
     registry = load_registry(context.catalog)
     opened = open_sources(context.home) if sources is None else {}
     used: Sources = opened if sources is None else sources
+
+    def paused() -> Paused:
+        return paused_handlers(context.switches)
+
     core = ArgusCore(
         repo,
         registry,
@@ -54,8 +60,11 @@ def run(context: StageContext, repo: Repo, sources: Sources | None = None) -> No
         code_version=context.code_version,
         metrics=context.metrics,
         seed=os.getpid(),
+        paused=paused,
     )
-    mirror_core = ArgusCore(repo, registry, used, code_version=context.code_version, seed=os.getpid() + 1)
+    mirror_core = ArgusCore(
+        repo, registry, used, code_version=context.code_version, seed=os.getpid() + 1, paused=paused
+    )
     mirror, port = serve(mirror_core, context.log)
     topics = [NOTIFICATIONS[lane] for lane in LANES]
     consumer = context.log.consumer(ARGUS_GROUP, topics, member=f"{STAGE}-{context.worker}")

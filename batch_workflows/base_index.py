@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from argus import compute_documents, load_registry
+from argus import compute_documents, load_registry, paused_handlers
 from argus.stage import open_sources
 from batch_workflows._exceptions import BaseRefused
 from catalog import Catalog
@@ -23,6 +23,7 @@ from catalog.model import DOCUMENT_BODY, SOURCE_VERSION
 from manas import SegmentWriter, list_bases, publish
 from messaging import Log
 from messaging.home import Home
+from messaging.switches import Switches
 from messaging.topics import BUDGETS, DELTAS
 from storage_repo import Repo, Snapshot
 
@@ -60,9 +61,9 @@ class _Reader:
     """Streams the documents of a snapshot, and counts what differs from the stored ones."""
 
     def __init__(
-        self, home: Home, snapshot: Snapshot, catalog: Catalog, recompute: bool, progress: Progress | None
+        self, home: Home, log: Log, snapshot: Snapshot, catalog: Catalog, recompute: bool, progress: Progress | None
     ) -> None:
-        self._home = home
+        self._home, self._switches = home, Switches(log)
         self._snapshot, self._catalog, self._recompute, self._progress = snapshot, catalog, recompute, progress
         self.done = 0
         self.differing: list[str] = []
@@ -95,7 +96,8 @@ class _Reader:
         registry, sources = load_registry(self._catalog), open_sources(self._home)
         while chunk := list(islice(rows, _CHUNK)):
             stored = self._snapshot.get_many([(table, row) for row in chunk], {table: [DOCUMENT_BODY]})
-            for document_id, body, _ in compute_documents(self._snapshot, registry, sources, chunk):
+            paused = paused_handlers(self._switches)
+            for document_id, body, _ in compute_documents(self._snapshot, registry, sources, chunk, paused):
                 if body != stored[(table, document_id)].get(DOCUMENT_BODY):
                     self.differing.append(document_id)
                 if body is not None:
@@ -124,7 +126,7 @@ def build_base_index(
     building = home.base / ".building"
     shutil.rmtree(building, ignore_errors=True)
     try:
-        reader = _Reader(home, snapshot, catalog, recompute, progress)
+        reader = _Reader(home, log, snapshot, catalog, recompute, progress)
         manifest = SegmentWriter(building, catalog).write(
             reader.documents(), snapshot_ts=snapshot.ts, delta_positions=deltas, budget_positions=budgets
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks._cdc_rows import HELD_S
 from cli.runtime import open_catalog, open_log
 from cli.settings import stage_settings
-from cli.worker import configure_logging
+from cli.worker import configure_logging, settle_memory
 from gateway import _binlog_reader
 from gateway.stage import run
 from messaging.home import Home
@@ -60,6 +60,7 @@ def main(directory: Path) -> None:
     home = Home.open(directory)
     stop = threading.Event()
     log = open_log(home)
+    settle_memory()  # as every stage's process does
     metrics = CountingMetrics(home)
 
     def follow_requests() -> None:

@@ -100,6 +100,22 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
 
+def markdown_benchmark(result: Mapping[str, Any]) -> str:
+    """Return a result as a Markdown block, for a README."""
+    machine = result["machine"]
+    lines = [
+        f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, Python {machine['python']}, "
+        f"a synced 4 KiB write {machine['sync_4k_ms']} ms, load average before the start {machine['load_before']}.",
+        "",
+        "| case | metric | ours | peer | peer's | ratio |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["results"]:
+        ours, theirs, ratio = ("–" if row[key] is None else f"{row[key]:,g}" for key in ("ours", "peer", "ratio"))
+        lines.append(f"| {row['case']} | {row['metric']} | {ours} | {row['peer_name'] or '–'} | {theirs} | {ratio} |")
+    return "\n".join([*lines, "", *(f"* {note}" for note in result["notes"])])
+
+
 def render_benchmark(result: Mapping[str, Any]) -> RenderableType:
     """Return a result as tables for a terminal."""
     machine = result["machine"]

@@ -6,6 +6,7 @@ The same stages and the same accounting as the pipeline benchmark, with the real
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def _measure(report: Report, case: str, sizes: Sizes, at: Servers, directory: Pa
     for hop, histogram in used.hops.items():
         for label, q in (("p50", 0.5), ("p99", 0.99)):
             if hop != "total" and (value := histogram.quantile(q)) is not None:
-                report.add(f"{case}, cost per stage", f"{hop}: {label} ms", value / 1e3)
+                report.add(f"{case}, per hop", f"{hop}: {label} ms", value / 1e3)
     _remarks(report, sizes, latencies)
 
 
@@ -145,6 +146,11 @@ def _remarks(report: Report, sizes: Sizes, latencies: Latencies) -> None:
     p99 = latencies.quantile(0.99)
     if p99 is not None:
         report.note(f"aim: p99 below {P99_AIM_MS:.0f} ms; {'met' if p99 < P99_AIM_MS else 'NOT met'}")
+    report.note(
+        "per hop: from the messages' headers; NAME is the time inside a stage, queue:NAME the time before it: on the "
+        "wire, in the log, and until the stage has done what came before. Their p99 do not add up to the whole's"
+    )
+    report.note(f"load average at the end {os.getloadavg()[0]:.2f}")
     text = f"{len(latencies.values):,} updates measured"
     if latencies.unmatched:
         text += f", {latencies.unmatched} more were run together with an earlier update of the same row"

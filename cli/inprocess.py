@@ -13,7 +13,7 @@ from typing import Self
 
 from catalog import Catalog
 from cli.backends import close_backends, open_backends
-from cli.idle import IdleWatch, Outstanding, outstanding
+from cli.idle import IdleWatch, Outstanding, held_sentence, outstanding
 from cli.runtime import CommandError, open_log, process_file
 from cli.settings import stage_settings
 from cli.stages import STAGES
@@ -21,8 +21,9 @@ from debug_ui.backends import Backends
 from messaging.home import Home
 from messaging.metrics import StageMetrics
 from messaging.stage import StageContext
+from messaging.switches import Switches
 
-WITHOUT_UI = tuple(name for name in STAGES if name != "debug_ui")
+WITHOUT_UI = tuple(name for name in STAGES if name not in ("debug_ui", "reports"))
 
 
 class InProcess:
@@ -31,22 +32,32 @@ class InProcess:
     def __init__(self, home: Home, catalog: Catalog, stages: Sequence[str] = WITHOUT_UI) -> None:
         self.home, self.catalog = home, catalog
         self.backends: Backends = open_backends(home, catalog)
+        self._switches = Switches(self.backends.log)
         self._contexts: dict[str, StageContext] = {}
         self._threads: dict[str, threading.Thread] = {}
         self._failures: dict[str, BaseException] = {}
         self._names = list(stages)
 
     def __enter__(self) -> Self:
-        for name in self._names:
-            self.start(name)
+        try:
+            for name in self._names:
+                self.start(name)
+        except BaseException:  # also a key pressed: whatever was started must not outlive us
+            self._stop_all()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name in list(self._threads):
-            self.stop(name)
-        close_backends(self.backends)
+        self._stop_all()
+
+    def _stop_all(self) -> None:
+        try:
+            for name in list(self._threads):
+                self.stop(name)
+        finally:
+            close_backends(self.backends)
 
     def start(self, name: str) -> None:
         """Start a stage and wait until it says that it is ready."""
@@ -105,16 +116,22 @@ class InProcess:
 
     def outstanding(self) -> Outstanding:
         """Count what waits."""
-        return outstanding(self.backends, self.backends.serving.stats()["positions"])
+        return outstanding(self.backends, self.backends.serving.stats()["positions"], self._switches)
 
     def until_idle(self, timeout_s: float = 120.0) -> None:
-        """Wait until nothing is outstanding. Raises CommandError saying what still waits, or which stage failed."""
+        """Wait until nothing is outstanding.
+
+        Raises CommandError saying which switch holds what when that is all that is left, what still waits after
+        `timeout_s`, or which stage failed.
+        """
         watch = IdleWatch()
         deadline = time.monotonic() + timeout_s
         while True:
             self._check()
             state = self.outstanding()
             if watch.look(state):
+                if state.held:
+                    raise CommandError(held_sentence(state.held))
                 return
             if time.monotonic() > deadline:
                 waiting = {place: count for place, count in state.waiting.items() if count}

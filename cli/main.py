@@ -254,13 +254,16 @@ def bench(
     as_json: JsonOption = False,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: does it run, not how fast is it.")] = False,
     stack: Annotated[bool, typer.Option("--stack", help="pipeline: over MariaDB and Kafka, started for it.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown block, for a README.")] = False,
 ) -> None:
     """Run a benchmark: ours beside what a user could pick instead, on the same data in the same run."""
-    from benchmarks import run_benchmark
+    from benchmarks import markdown_benchmark, run_benchmark
 
     result = run_benchmark(name, quick=quick, stack=stack)
     if as_json:
         _print_json(result)
+    elif markdown:
+        sys.stdout.write(markdown_benchmark(result) + "\n")
     else:
         from benchmarks import render_benchmark
 

@@ -15,9 +15,11 @@ from messaging.home import Home
 if TYPE_CHECKING:
     from compose import ServerInfo, Stack
 
-stack_app = typer.Typer(no_args_is_help=True, help="Real servers (mysql, kafka) on this machine, without Docker.")
+stack_app = typer.Typer(no_args_is_help=True, help="Real servers on this machine, without Docker.")
 
-_Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="mysql, kafka; default: all.")]
+_Names = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAME]...", help="mysql (MariaDB), kafka, mysql8 (Oracle's).")
+]
 _HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Where this installation keeps its state.", envvar="ADSINDEX_HOME")
 ]
@@ -33,11 +35,11 @@ def up(
         bool, typer.Option("--install", help="Install missing Debian packages with apt-get (as root).")
     ] = False,
 ) -> None:
-    """Start servers on free ports of loopback and wait until they answer; what runs already is left alone."""
-    from compose import SERVERS
+    """Start servers (default: mysql and kafka) on free ports of loopback; what runs already is left alone."""
+    from compose import DEFAULT
 
     stack = open_stack(Home.open(home))
-    wanted = names or list(SERVERS)
+    wanted = names or list(DEFAULT)
     if install:
         stack.prepare(wanted, may_apt=True)
     _print(stack.up(wanted), as_json=as_json)

@@ -64,6 +64,13 @@ def run_debug_ui(context: StageContext) -> None:
     run(context, lambda: open_backends(context.home, context.catalog, server_only=True))
 
 
+def run_reports(context: StageContext) -> None:
+    """Count what is dropped, on a Kafka log."""
+    from messaging import reports_stage
+
+    reports_stage.run(context)
+
+
 STAGES: dict[str, Callable[[StageContext], None]] = {
     "gateway": run_gateway,
     "updater": run_updater,
@@ -71,6 +78,7 @@ STAGES: dict[str, Callable[[StageContext], None]] = {
     "argus": run_argus,
     "manas": run_manas,
     "debug_ui": run_debug_ui,
+    "reports": run_reports,
 }
 """In the order of the life of an update."""
 

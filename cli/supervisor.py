@@ -88,6 +88,11 @@ class Supervisor:
             values |= {"catalog": str(self.catalog.copy), "catalog_source": str(self.catalog.source)}
         process_file(self.home, "up").write(**values)
 
+    def add(self, stage: str) -> None:
+        """Supervise one more process, worker 0 of a stage; before `start`."""
+        self.processes.append(Managed(stage, 0))
+        process_file(self.home, self.processes[-1].name).path.unlink(missing_ok=True)
+
     def start(self) -> None:
         """Start all processes; does not wait until they are ready."""
         for managed in self.processes:

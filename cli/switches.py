@@ -6,6 +6,7 @@ import getpass
 import json
 import socket
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -13,13 +14,16 @@ from typing import Annotated
 
 import typer
 
-from cli.runtime import CommandError, open_log
+from cli.backends import open_ads_db
+from cli.runtime import CommandError, open_catalog, open_log
 from cli.show import table_of
-from messaging.drops import report_drops
 from messaging.home import Home
-from messaging.switches import Switches, set_switch
+from messaging.reports import report_drops
+from messaging.switches import PAUSE_HANDLER, Switches, set_switch
 
-switch_app = typer.Typer(no_args_is_help=True, help="Switches: stop publishing, drop what is old, pause a lane.")
+switch_app = typer.Typer(
+    no_args_is_help=True, help="Switches: stop publishing, drop what is old, pause a lane or handler."
+)
 report_app = typer.Typer(no_args_is_help=True, help="Reports.")
 
 _HomeOption = Annotated[
@@ -49,7 +53,7 @@ def list_switches(
 
 @switch_app.command("set")
 def set_one(
-    name: Annotated[str, typer.Argument(help="publishing, drop_older.LANE or pause.LANE.")],
+    name: Annotated[str, typer.Argument(help="publishing, drop_older.LANE, pause.LANE or pause_handler.HANDLER.")],
     value: Annotated[str, typer.Argument(help="on, off, or an age: 30s, 10m, 2h, 1d.")],
     why: Annotated[str, typer.Option("--why", help="For whoever is on call next.")],
     who: Annotated[str | None, typer.Option("--who", help="Default: the user and host that run this.")] = None,
@@ -57,7 +61,12 @@ def set_one(
     as_json: _JsonOption = False,
 ) -> None:
     """Set a switch for every process, effective within seconds; who, when and why are kept."""
-    with open_log(Home.open(home)) as log:
+    opened = Home.open(home)
+    if name.startswith(PAUSE_HANDLER) and value != "off":  # off: also for a handler that is no more
+        from argus import check_pausable, load_registry
+
+        check_pausable(load_registry(open_catalog(opened)), name)
+    with open_log(opened) as log:
         setting = set_switch(log, name, value, who=who or f"{getpass.getuser()}@{socket.gethostname()}", why=why)
     if as_json:
         sys.stdout.write(json.dumps(asdict(setting)) + "\n")
@@ -92,6 +101,32 @@ def drops(
     )
     for hint in dict.fromkeys(line.hint for line in lines):
         typer.echo(hint)
+
+
+@report_app.command("snapshot")
+def snapshot(home: _HomeOption = None, as_json: _JsonOption = False) -> None:
+    """Prove that the log holds what the MySQL ads DB holds: counts and checksums per range of keys.
+
+    Exit code 1 when they differ. Changes that are still on their way count as differences: run it while writes rest,
+    or again. The log keeps updates for a week; a difference in older rows is mended by `resync`.
+    """
+    from gateway.mysql_ads_db import MysqlAdsDb
+    from gateway.snapshot_proof import prove, published_state
+
+    opened = Home.open(home)
+    catalog = open_catalog(opened)
+    with closing(open_ads_db(opened)) as ads_db, open_log(opened) as log:
+        if not isinstance(ads_db, MysqlAdsDb):
+            raise CommandError("this proof reads a MySQL ads DB; this home has the embedded one, see `resync`")
+        proof = prove(ads_db, catalog, published_state(log))
+    if as_json:
+        wrong = [asdict(found) for found in proof.ranges if not found.equal]
+        shown = {"equal": proof.ok, "ranges": len(proof.ranges), "differ": wrong, "too_many": proof.extra}
+        sys.stdout.write(json.dumps(shown) + "\n")
+    else:
+        typer.echo(f"{'equal' if proof.ok else 'DIFFERENT'}: {proof}")
+    if not proof.ok:
+        raise typer.Exit(1)
 
 
 def _day(text: str | None) -> date | None:

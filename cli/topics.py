@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.runtime import CommandError, open_catalog
+from catalog import load_catalog
+from cli.runtime import CommandError, resolve_catalog_file
 from cli.settings import EMBEDDED, Settings, choose
 from messaging.home import Home
 from messaging.topics import PARTITIONS
@@ -26,34 +27,44 @@ _HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Where this installation keeps its state.", envvar="ADSINDEX_HOME")
 ]
 _LogOption = Annotated[str | None, typer.Option("--log", help="kafka://HOST:PORT/PREFIX; remembered for this home.")]
+_CatalogOption = Annotated[
+    Path | None, typer.Option("--catalog", help="Catalogue whose streams have topics; default: this home's.")
+]
 _JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 @topics_app.command()
-def apply(home: _HomeOption = None, log: _LogOption = None, as_json: _JsonOption = False) -> None:
+def apply(
+    home: _HomeOption = None, log: _LogOption = None, catalog: _CatalogOption = None, as_json: _JsonOption = False
+) -> None:
     """Create missing topics and correct their settings; report what only people can mend. Safe to run twice."""
     from messaging._kafka_topics import apply_topics
 
     opened = Home.open(home)
     with _open(opened, log) as kafka:
-        findings = apply_topics(kafka, wanted_topics(opened))
+        findings = apply_topics(kafka, wanted_topics(opened, catalog))
     _report(findings, as_json)
 
 
 @topics_app.command()
-def check(home: _HomeOption = None, log: _LogOption = None, as_json: _JsonOption = False) -> None:
+def check(
+    home: _HomeOption = None, log: _LogOption = None, catalog: _CatalogOption = None, as_json: _JsonOption = False
+) -> None:
     """Say what is missing or different, changing nothing; exit code 1 if there is anything."""
     from messaging._kafka_topics import check_topics
 
     opened = Home.open(home)
     with _open(opened, log) as kafka:
-        findings = check_topics(kafka, wanted_topics(opened))
+        findings = check_topics(kafka, wanted_topics(opened, catalog))
     _report(findings, as_json)
 
 
-def wanted_topics(home: Home) -> Mapping[str, int]:
-    """Return topic -> partitions of everything that the stages use, the streams of the catalogue included."""
-    streams = open_catalog(home).streams.values()
+def wanted_topics(home: Home, catalog_file: Path | None = None) -> Mapping[str, int]:
+    """Return topic -> partitions of everything that the stages use, the streams of the catalogue included.
+
+    The catalogue is the file as it is now, also while a service runs on an earlier one: the next start needs them.
+    """
+    streams = load_catalog(resolve_catalog_file(home, catalog_file)).streams.values()
     return {**PARTITIONS, **{stream.topic: PARTITIONS.get(stream.topic, stream.partitions) for stream in streams}}
 
 

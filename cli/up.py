@@ -17,17 +17,19 @@ from rich.text import Text
 
 from batch_workflows.retention import apply_retention
 from cli.backends import close_backends, open_backends
-from cli.idle import IdleWatch, Outstanding, deferred_rows, outstanding
+from cli.idle import IdleWatch, Outstanding, deferred_rows, held_sentence, outstanding
 from cli.runtime import CommandError, freeze_catalog, process_file, remember_catalog
-from cli.settings import choose
+from cli.settings import EMBEDDED, choose
 from cli.supervisor import Managed, Supervisor, plan
 from cli.worker import configure_logging
 from debug_ui.backends import Backends
 from gateway import AdsDbUnavailable
+from gateway.streams import ensure_stream_topics, streams_of
 from manas import ManasError
 from messaging import LogUnavailable
 from messaging.home import Home
 from messaging.metrics import read_metrics
+from messaging.switches import Switches
 from storage_repo.wal_proxy import check_feed
 
 _LOOK_SECONDS = 0.1
@@ -35,6 +37,8 @@ _RETENTION_SECONDS = 30.0
 """Often enough that the log stays small, rarely enough that it costs nothing."""
 _METRICS_SECONDS = 5.0
 """A stage that has written no metrics for so long after all is done is hung; the report is made without it."""
+HELD_EXIT = 3
+"""Exit code of `up --until-idle` when all is done but for what switches hold."""
 
 
 class _Stop:
@@ -74,10 +78,12 @@ def run_up(
         raise CommandError(f"the service is up on {home.root}; stop it before choosing other backends")
     with Supervisor(home, plan(argus_workers, [("debug_ui", f"port={port}")])) as supervisor:
         catalog, supervisor.catalog = freeze_catalog(home, catalog_file)
-        choose(home, ads_db=ads_db, log=log)
+        if choose(home, ads_db=ads_db, log=log).log != EMBEDDED:
+            supervisor.add("reports")
         backends = open_backends(home, catalog, server_only=True)
         try:
             backends.ads_db.check_schema(catalog)
+            ensure_stream_topics(backends.log, streams_of(catalog))
             check_feed(backends.log, backends.repo)
             remember_catalog(home, catalog_file)
             supervisor.announce()
@@ -94,13 +100,17 @@ def run_up(
             supervisor.announce(ui_port)
             console.print(f"[bold]adsindex is up[/bold] on {home.root}: http://127.0.0.1:{ui_port}/", highlight=False)
             idle = _watch(supervisor, backends, stop, console, until_idle)
-            if until_idle and idle:
+            if until_idle and idle is not None:
                 _wait_for_metrics(home, supervisor)
                 report = make_report(backends, supervisor.processes, time.monotonic() - started)
+                report["held"] = [held.to_json() for held in idle.held]
                 if as_json:
                     sys.stdout.write(json.dumps(report) + "\n")
                 else:
                     _print_report(report)
+                if idle.held:
+                    sys.stderr.write(f"adsindex: {held_sentence(idle.held)}\n")
+                    raise SystemExit(HELD_EXIT)
             elif until_idle:
                 raise SystemExit(130)
         finally:
@@ -121,9 +131,11 @@ def _carry_catalog_changes(home: Home, backends: Backends, console: Console) -> 
     known.write_text(fingerprint)
 
 
-def _watch(supervisor: Supervisor, backends: Backends, stop: _Stop, console: Console, until_idle: bool) -> bool:
-    """Tend the processes and show progress until told to stop, or until idle. Returns whether it was idle."""
-    watch = IdleWatch()
+def _watch(
+    supervisor: Supervisor, backends: Backends, stop: _Stop, console: Console, until_idle: bool
+) -> Outstanding | None:
+    """Tend the processes and show progress until idle, and return what switches still hold; None when told to stop."""
+    watch, switches = IdleWatch(), Switches(backends.log)
     live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
     last_line = 0.0
     retained = time.monotonic()
@@ -134,7 +146,7 @@ def _watch(supervisor: Supervisor, backends: Backends, stop: _Stop, console: Con
             supervisor.tend()
             try:
                 served = backends.serving.stats()
-                state = outstanding(backends, served["positions"])
+                state = outstanding(backends, served["positions"], switches)
             except (ManasError, LogUnavailable, AdsDbUnavailable) as error:  # the stages wait too, or start again
                 structlog.get_logger().info("backend_away", error=str(error))
                 time.sleep(_LOOK_SECONDS)
@@ -150,9 +162,9 @@ def _watch(supervisor: Supervisor, backends: Backends, stop: _Stop, console: Con
                 structlog.get_logger().info("retention", records=trimmed.records, bases=trimmed.bases)
                 retained = time.monotonic()
             if watch.look(state) and until_idle:
-                return True
+                return state
             time.sleep(_LOOK_SECONDS if until_idle else 5 * _LOOK_SECONDS)
-        return False
+        return None
     finally:
         if live:
             live.stop()
@@ -173,7 +185,9 @@ def _wait_for_metrics(home: Home, supervisor: Supervisor) -> None:
 def _progress(state: Outstanding, served: dict[str, Any]) -> str:
     places = ", ".join(f"{place} {count}" for place, count in state.waiting.items() if count)
     if state.deferred:
-        places += f"{', ' if places else ''}an external source {state.deferred}"
+        places += f"{', ' if places else ''}for a source or paused handler {state.deferred}"
+    for held in state.held:
+        places += f"{', ' if places else ''}held by {held.switch.name} {held.count}"
     return f"{served['documents']} documents served; waiting: {places or 'nothing'}"
 
 

@@ -42,6 +42,12 @@ def configure_logging(level: str = "info") -> None:
     )
 
 
+def settle_memory() -> None:
+    """Leave what has been imported out of the search for cycles, and search less often."""
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD, 20, 20)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one stage until SIGTERM or until the supervisor is gone."""
     parser = argparse.ArgumentParser(prog="adsindex-stage")
@@ -81,8 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         file.write(**describe, port=port, state="ready")
 
     log = open_log(home)
-    gc.freeze()  # what has been imported stays
-    gc.set_threshold(_GC_THRESHOLD, 20, 20)
+    settle_memory()
     context = StageContext(
         name=options.stage,
         worker=options.worker,

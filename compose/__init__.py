@@ -2,6 +2,6 @@
 
 from compose._errors import PortTaken, ServerFailed, ServerMissing, StackError
 from compose.server import ServerInfo
-from compose.stack import SERVERS, Stack
+from compose.stack import DEFAULT, SERVERS, Stack
 
-__all__ = ["SERVERS", "PortTaken", "ServerFailed", "ServerInfo", "ServerMissing", "Stack", "StackError"]
+__all__ = ["DEFAULT", "SERVERS", "PortTaken", "ServerFailed", "ServerInfo", "ServerMissing", "Stack", "StackError"]

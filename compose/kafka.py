@@ -17,7 +17,7 @@ from pathlib import Path
 
 from compose import process
 from compose.jars import TEMPLATES, cache_directory, fetch_jars, find_java, locked, remove_left_over
-from compose.server import READY_SECONDS, Server, fill_template
+from compose.server import ANSWER_SECONDS, READY_SECONDS, Server, fill_template
 
 JVM = ("-Xmx384m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Djava.awt.headless=true")
 """Quick to start and small; a broker for throughput measurements wants more of each (see OPERATIONS.md)."""
@@ -55,7 +55,7 @@ class KafkaServer(Server):
         """Ask for the cluster's brokers: a broker lists itself only when the controller has let it in."""
         request = struct.pack(">hhih", _METADATA, _METADATA_VERSION, 1, -1) + struct.pack(">i?", 0, False)
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=2.0) as connection:
+            with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS) as connection:
                 connection.sendall(struct.pack(">i", len(request)) + request)
                 answer = connection.recv(4096)
         except OSError:
@@ -101,7 +101,9 @@ def write_configuration(directory: Path, ports: Mapping[str, int], extra: str = 
 
 def format_storage(java: str, directory: Path, log_file: Path, flags: Sequence[str]) -> None:
     """Make the log directory of a new cluster."""
-    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    cluster = "-"
+    while cluster.startswith("-"):  # the tool would take it for an option
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", "server.properties"]
     command = [*java_command(java, directory, flags), *tool]
     process.run_tool(command, log_file, what="formatting Kafka's storage", seconds=TOOL_SECONDS, cwd=directory)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from compose import process
 from compose._errors import ServerMissing
-from compose.server import Server, fill_template
+from compose.server import ANSWER_SECONDS, Server, fill_template
 
 PACKAGES = ("mariadb-server", "mariadb-client")
 INITIALISE_SECONDS = 180.0
@@ -27,6 +27,8 @@ class MySqlServer(Server):
     """One server with the database `ads` and the user adsindex; its URL is mysql+pymysql://…@127.0.0.1:PORT/ads."""
 
     name = "mysql"
+    product = "MariaDB"
+    options_template, start_sql_template = "my.cnf", "init.sql"
 
     def prepare(self) -> None:
         """Find the programs."""
@@ -46,19 +48,19 @@ class MySqlServer(Server):
         options = self.directory / "my.cnf"
         values = {"DIRECTORY": self.directory, "PORT": ports["port"], "USER_LINE": self._user_line()}
         extra = "".join(f"{key}={value}\n" if value else f"{key}\n" for key, value in self.overrides.items())
-        fill_template("my.cnf", options, values, extra=extra)
+        fill_template(self.options_template, options, values, extra=extra)
         start_sql = self.directory / "init.sql"
-        fill_template("init.sql", start_sql, {"ROOT_PASSWORD": self._root_password()}, mode=0o600)
+        fill_template(self.start_sql_template, start_sql, {"ROOT_PASSWORD": self._root_password()}, mode=0o600)
         data = self.directory / "data"
         if not data.exists():
             self._initialise(data, options)
         self._give_to_server(start_sql)
-        return [_find("mariadbd"), f"--defaults-file={options}", f"--init-file={start_sql}"]
+        return [self._program(), f"--defaults-file={options}", f"--init-file={start_sql}"]
 
     def answers(self, port: int) -> bool:
         """Read the greeting: it comes only after recovery and the start-up SQL."""
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=2.0) as connection:
+            with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS) as connection:
                 greeting = connection.recv(64)
         except OSError:
             return False
@@ -70,15 +72,20 @@ class MySqlServer(Server):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(mode=0o700)
         self._give_to_server(part)
-        command = [
-            _find("mariadb-install-db"), f"--defaults-file={options}", f"--datadir={part}",
-            "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-log-bin",
-        ]  # fmt: skip
         process.run_tool(
-            command, self.log_file, what="making MariaDB's system tables", seconds=INITIALISE_SECONDS,
-            cwd=self.directory,
+            self._initialise_command(part, options), self.log_file, what=f"making {self.product}'s system tables",
+            seconds=INITIALISE_SECONDS, cwd=self.directory,
         )  # fmt: skip
         part.rename(data)
+
+    def _program(self) -> str:
+        return _find("mariadbd")
+
+    def _initialise_command(self, data: Path, options: Path) -> list[str]:
+        return [
+            _find("mariadb-install-db"), f"--defaults-file={options}", f"--datadir={data}",
+            "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-log-bin",
+        ]  # fmt: skip
 
     def _root_password(self) -> str:
         file = self.directory / "root.password"

@@ -18,6 +18,8 @@ READY_SECONDS = 120.0
 """Servers start in one to five seconds; a loaded machine, or recovery after a kill, may take far longer."""
 STOP_SECONDS = 60.0
 """A clean stop takes a second or two; one that writes a big buffer pool takes longer, and killing it costs recovery."""
+ANSWER_SECONDS = 10.0
+"""For one answer. Where nobody listens the refusal comes at once; with 2 s, servers of a loaded machine seemed dead."""
 PORT_SECONDS = 3.0
 """How long a server that somebody else has just killed may take to give up its port."""
 FRESH_PORT_ATTEMPTS = 3

@@ -11,10 +11,13 @@ from compose._errors import ServerMissing, StackError
 from compose.install import install, may_install
 from compose.kafka import KafkaServer
 from compose.mysql import MySqlServer
+from compose.mysql8 import OracleMySqlServer
 from compose.server import Server, ServerInfo
 
 T = TypeVar("T")
-SERVERS: Mapping[str, type[Server]] = {server.name: server for server in (MySqlServer, KafkaServer)}
+SERVERS: Mapping[str, type[Server]] = {server.name: server for server in (MySqlServer, KafkaServer, OracleMySqlServer)}
+DEFAULT = (MySqlServer.name, KafkaServer.name)
+"""What a home starts when nobody says what: one ads DB and one log."""
 
 
 class Stack:
@@ -31,7 +34,7 @@ class Stack:
         root = directory.expanduser().resolve()
         self._servers = {name: kind(root / name, given.get(name)) for name, kind in SERVERS.items()}
 
-    def prepare(self, names: Sequence[str] = tuple(SERVERS), *, may_apt: bool | None = None) -> None:
+    def prepare(self, names: Sequence[str] = DEFAULT, *, may_apt: bool | None = None) -> None:
         """Find or fetch the programs of servers without starting them; installs packages only when allowed."""
         allowed = may_install() if may_apt is None else may_apt
         for name in _known(names):
@@ -46,7 +49,7 @@ class Stack:
                     tried.add(missing.packages)
                     install(missing)
 
-    def up(self, names: Sequence[str] = tuple(SERVERS)) -> dict[str, ServerInfo]:
+    def up(self, names: Sequence[str] = DEFAULT) -> dict[str, ServerInfo]:
         """Start servers that do not run, together, and return when all of them answer. Twice changes nothing."""
         self.prepare([name for name in _known(names) if not self._servers[name].pid])
         return self._together(names, lambda server: server.up())

@@ -17,10 +17,11 @@ from debug_ui._source import Raw, compare, select_rows
 from debug_ui.dead_letters import list_dead_letters
 from debug_ui.health import pipeline_lags
 from debug_ui.inspect import document_view, handler_problems, newest_value
+from debug_ui.switches import ADS_DB_PLACE, holding_switches
 from debug_ui.views import Difference, HandlerProblem
 from storage_repo import CellVersion, Row, RowId
 
-UPDATE_PLACES = ("ads DB change feed", "updates.high", "updates.medium", "updates.low")
+UPDATE_PLACES = (ADS_DB_PLACE, "updates.high", "updates.medium", "updates.low")
 ARGUS_PLACES = ("Repo change feed", "notifications.high", "notifications.medium", "notifications.low")
 
 
@@ -53,7 +54,7 @@ def registry_of(catalog: Catalog) -> Registry:
 
 def repo_is_current(search: Search) -> Finding:
     """Step 6: advertiser, campaign, ad group, ad, pin and image of at least one ad are in the Repo as in the ads DB."""
-    rows = {candidate.ad_id: _rows_of(search, candidate) for candidate in search.candidates}
+    rows = {candidate.ad_id: rows_of(search, candidate) for candidate in search.candidates}
     wanted = list(dict.fromkeys(row for of_ad in rows.values() for row in of_ad))
     raws = _raw_entities(search, wanted)
     stored = search.backends.repo.snapshot().get_many(wanted)
@@ -87,7 +88,7 @@ def repo_is_current(search: Search) -> Finding:
     )
 
 
-def _rows_of(search: Search, candidate: Candidate) -> list[RowId]:
+def rows_of(search: Search, candidate: Candidate) -> list[RowId]:
     """Return the Repo rows that an ad's document is made of."""
     rows: list[RowId] = [
         ("advertiser", str(search.campaign["advertiser_id"])),
@@ -152,10 +153,14 @@ def _difference_facts(search: Search, behind: Sequence[_Behind]) -> list[Fact]:
 
 
 def _lag_facts(search: Search, places: Sequence[str]) -> list[Fact]:
+    found = [lag for lag in pipeline_lags(search.backends) if lag.place in places]
+    switches = holding_switches(search.backends.log, [lag.place for lag in found if lag.waiting])
     return [
-        Fact(f"waiting in {lag.place}", lag.waiting, f"position {lag.position} of {lag.end}, group {lag.group}")
-        for lag in pipeline_lags(search.backends)
-        if lag.place in places
+        *(Fact(f"switch {s.name}", s.value, f"set by {s.who}: {s.why}", s.at_us) for s in switches),
+        *(
+            Fact(f"waiting in {lag.place}", lag.waiting, f"position {lag.position} of {lag.end}, group {lag.group}")
+            for lag in found
+        ),
     ]
 
 
@@ -185,6 +190,8 @@ def _repair(search: Search, entity: _Behind) -> list[str]:
         )
         return [sql(statement)]
     waiting = [lag for lag in pipeline_lags(search.backends) if lag.place in UPDATE_PLACES and lag.waiting]
+    if switches := holding_switches(search.backends.log, [lag.place for lag in waiting]):
+        return [f"let it go on: {switch.release}" for switch in switches]
     if waiting:
         stage = "gateway" if waiting[0].place == UPDATE_PLACES[0] else "updater"
         return [
@@ -269,7 +276,7 @@ def _build_of(search: Search, candidate: Candidate, histories: _Histories) -> _B
     output = (catalog.document_table, ad_id)
     cells = histories[output]
     view = document_view(catalog, ad_id, cells)
-    rows = dict(_rows_of(search, candidate))
+    rows = dict(rows_of(search, candidate))
     found = [(row_id, p) for row_id in (output, *rows.items()) for p in handler_problems(histories[row_id])]
     facts = [
         Fact(f"{p.handler}: {p.reason}", p.sentence, f"Repo, {table} {row}, meta:error.{p.handler}", p.committed_at_us)
@@ -322,6 +329,8 @@ def _build_fix(search: Search, build: _Build, candidate: Candidate) -> list[str]
     again = f"run the handlers again: {refresh_command(candidate.ad_id)}"
     if build.kind == "lag":
         waiting = [lag for lag in pipeline_lags(search.backends) if lag.place in ARGUS_PLACES and lag.waiting]
+        if switches := holding_switches(search.backends.log, [lag.place for lag in waiting]):
+            return [f"let it go on: {switch.release}" for switch in switches]
         if waiting:
             stage = "wal_proxy" if waiting[0].place == ARGUS_PLACES[0] else "argus"
             return [f"see that {stage} runs: ./adsindex status; start the pipeline with ./adsindex up"]

@@ -1,9 +1,8 @@
-"""Steps 8-11 of the diagnosis: what serving was sent, what it has, whom it would show it to, and who outbids it."""
+"""Steps 8-10 of the diagnosis: what serving was sent, what it has, and whom it would show it to."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,7 +13,6 @@ from catalog.targeting import ANY, EXCLUDE
 from catalog.values import datetime_of
 from debug_ui._chain import Candidate, Fact, Finding, Search, Stop, counted, refresh_command, sql
 from debug_ui._serving import judge
-from debug_ui._values import money
 from debug_ui.views import ServingView
 from manas import ManasError, is_funded
 from messaging.api import Log, Record
@@ -28,7 +26,6 @@ REQUESTS_TRIED = 20
 _CHUNK = 500
 _CLOCK_SLACK_US = 5_000_000
 """A delta is published after its commit; the slack is for a clock that was set back in between."""
-_MICROS = 1_000_000
 
 
 def published(search: Search) -> Finding:
@@ -143,7 +140,7 @@ def eligible(search: Search) -> Finding:
     contradictions: list[tuple[Candidate, list[str]]] = []
     requests: dict[str, tuple[dict[str, Any], Candidate]] = {}
     for candidate in search.candidates:
-        request, faults = request_of(search.backends.catalog, _fields(search, candidate))
+        request, faults = request_of(search.backends.catalog, fields_of(search, candidate))
         if faults:
             contradictions.append((candidate, faults))
             continue
@@ -154,7 +151,7 @@ def eligible(search: Search) -> Finding:
         raise Stop(
             f"the targeting of ad {candidate.ad_id} contradicts itself: {'; '.join(faults)}",
             [
-                Fact("targeting terms", _fields(search, candidate).get(_targeting_field(search)), "served document"),
+                Fact("targeting terms", fields_of(search, candidate).get(_targeting_field(search)), "served document"),
                 *_spec_facts(search, candidate),
             ],
             "Nobody can ever see the ad, because whoever is included is excluded as well.",
@@ -166,7 +163,7 @@ def eligible(search: Search) -> Finding:
     search.note([f"ad {c.ad_id} fits no request: {'; '.join(faults)}" for c, faults in contradictions])
     refused: list[tuple[Candidate, dict[str, Any], dict[str, Any]]] = []
     for request, candidate in list(requests.values())[:REQUESTS_TRIED]:
-        explained = _explain(search, request, candidate)
+        explained = explain(search, request, candidate)
         if all(step["passes"] for step in explained["steps"] if step["clause"] != "rank"):
             facts = [
                 Fact("request", request, f"made from the targeting of ad {candidate.ad_id}"),
@@ -200,60 +197,6 @@ def eligible(search: Search) -> Finding:
         facts,
         meaning,
         fix,
-    )
-
-
-def able_to_win(search: Search) -> Finding:
-    """Step 11: the best ad of the campaign gets into the first slots of the answer to its own request."""
-    losers: list[tuple[int, Candidate, dict[str, Any], float, float]] = []
-    by_id = {c.ad_id: c for c in search.candidates}
-    tried: set[str] = set()
-    for ad_id, request in search.requests.items():
-        if ad_id not in by_id or len(tried) >= REQUESTS_TRIED:
-            continue
-        tried.add(ad_id)
-        candidate = by_id[ad_id]
-        explained = _explain(search, request, candidate)
-        if explained["rank"] is None:
-            continue
-        rank, score = int(explained["rank"]), float(explained["score"])
-        answer = search.backends.serving.search(_at(search, request), SLOTS)
-        if rank <= SLOTS:
-            facts = [
-                Fact("request", request, f"made from the targeting of ad {ad_id}"),
-                Fact(f"rank of ad {ad_id}", rank, f"Manas, of {answer['total']} ads that fit"),
-                Fact("score", score, "Manas, bid x quality"),
-                *_rivals(answer["hits"]),
-            ]
-            search.bodies = {ad_id: search.bodies[ad_id], **search.bodies}
-            return Finding(True, f"ad {ad_id} ranks {rank} of {answer['total']} for the request it targets", facts)
-        losers.append((rank, candidate, request, score, float(answer["hits"][-1]["score"])))
-    if not losers:
-        return Finding(None, "not judged: the ads left the index while the diagnosis ran; run it again")
-    needs = [(_needed_bid(search, c, bar), rank, c, request, score, bar) for rank, c, request, score, bar in losers]
-    needed, rank, candidate, request, score, bar = min(needs, key=lambda n: n[0] / max(1, _bid(search, n[2])))
-    bid, currency = int(_fields(search, candidate)["bid_micros"]), str(_fields(search, candidate)["bid_currency"])
-    if rates := search.backends.catalog.exchange_rates:  # scores are in the account currency, the ads DB's bids are not
-        needed = rates.from_account(needed, currency)
-    answer = search.backends.serving.search(_at(search, request), SLOTS)
-    raise Stop(
-        f"outbid: the best ad {candidate.ad_id} ranks {rank} of {answer['total']} for {SLOTS} slots; it bids "
-        f"{money(bid, currency)} and would need {money(needed, currency)}",
-        [
-            Fact("request", request, f"made from the targeting of ad {candidate.ad_id}"),
-            Fact("rank", rank, f"Manas, of {answer['total']} ads that fit"),
-            Fact("score", score, "Manas, bid x quality"),
-            Fact(f"score of slot {SLOTS}", bar, "Manas"),
-            Fact("bid_micros", bid, "served document"),
-            Fact("quality", _quality(search, candidate), "served document"),
-            Fact("bid_micros needed", needed, "score of the last slot / quality"),
-            *_rivals(answer["hits"]),
-        ],
-        "The ad takes part in every auction it may, and loses it to others who bid more or perform better.",
-        [
-            sql(f"UPDATE ad_groups SET bid_micros = {needed} WHERE id = {candidate.group['id']}"),
-            "or improve its quality (a better creative), or aim at requests with less competition",
-        ],
     )
 
 
@@ -327,7 +270,8 @@ def _newest_record(log: Log, topic: str, since_us: int, wanted: Callable[[bytes]
     return best
 
 
-def _fields(search: Search, candidate: Candidate) -> dict[str, Any]:
+def fields_of(search: Search, candidate: Candidate) -> dict[str, Any]:
+    """Return the fields of an ad's document."""
     try:
         return decode_document(search.bodies[candidate.ad_id].value or b"\x80")
     except msgspec.DecodeError:
@@ -347,31 +291,12 @@ def _spec_facts(search: Search, candidate: Candidate) -> list[Fact]:
     ]
 
 
-def _at(search: Search, request: Mapping[str, Any]) -> dict[str, Any]:
+def at(search: Search, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request as of the moment that is judged."""
     return {**request, "at": datetime_of(search.at_us).isoformat()}
 
 
-def _explain(search: Search, request: Mapping[str, Any], candidate: Candidate) -> dict[str, Any]:
-    found: dict[str, Any] = search.backends.serving.explain(_at(search, request), SLOTS, candidate.ad_id)["ad"]
+def explain(search: Search, request: Mapping[str, Any], candidate: Candidate) -> dict[str, Any]:
+    """Return an ad's way through a request, as Manas tells it."""
+    found: dict[str, Any] = search.backends.serving.explain(at(search, request), SLOTS, candidate.ad_id)["ad"]
     return found
-
-
-def _rivals(hits: Sequence[Mapping[str, Any]]) -> list[Fact]:
-    shown = [f"ad {hit['ad_id']} scores {hit['score']:.4g}" for hit in hits[:SLOTS]]
-    return [Fact("the best ads for this request", shown, "Manas, search")]
-
-
-def _bid(search: Search, candidate: Candidate) -> int:
-    return int(_fields(search, candidate).get(search.backends.catalog.serving.bid or "") or 0)
-
-
-def _quality(search: Search, candidate: Candidate) -> float:
-    field = search.backends.catalog.serving.quality
-    value = _fields(search, candidate).get(field) if field else None
-    return 1.0 if value is None else float(value)
-
-
-def _needed_bid(search: Search, candidate: Candidate, bar: float) -> int:
-    """Return the bid in micros whose score beats that of the last slot: score = bid x quality (Manas' light score)."""
-    quality = _quality(search, candidate)
-    return math.floor(bar / quality * _MICROS) + 1 if quality > 0 else 1 << 62

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from debug_ui._chain import Finding, Search, Stop
+from debug_ui._chain_auction import able_to_win
 from debug_ui._chain_repo import documents_built, repo_is_current
-from debug_ui._chain_serving import able_to_win, eligible, published, served
+from debug_ui._chain_serving import eligible, published, served
 from debug_ui._chain_source import ad_groups_run, ads_run, advertiser_runs, budget_left, campaign_runs
-from debug_ui._exceptions import UnknownEntity
+from debug_ui._exceptions import BadInput, UnknownEntity
 from debug_ui._source import key_value, raw_rows
 from debug_ui._values import jsonable
 from debug_ui.backends import Backends
@@ -76,6 +77,9 @@ CHAIN: tuple[tuple[str, str, Callable[[Search], Finding]], ...] = (
 )
 """(name, question, judge) in order of the life of an update: what is upstream explains what is downstream."""
 
+_ADS_TABLES = ("advertiser", "campaign", "ad_group", "ad")
+"""Without them there is no such chain."""
+
 STEPS = tuple(name for name, _, _ in CHAIN)
 
 
@@ -93,6 +97,12 @@ def diagnose_ad(backends: Backends, ad_id: str | int, at: int | None = None) -> 
 
 
 def _diagnose(backends: Backends, kind: str, entity_id: str, at: int | None) -> Diagnosis:
+    if missing := [name for name in _ADS_TABLES if name not in backends.catalog.tables]:
+        raise BadInput(
+            f"why walks from advertiser to auction, and {backends.catalog.file} has no table {', '.join(missing)}; "
+            f"see a document's life by `show {backends.catalog.root} ID --history`, and what keeps it out of an "
+            "answer by `search --request … --explain --ad ID`"
+        )
     table = backends.catalog.tables[kind]
     key_value(table, entity_id)
     search = Search.begin(backends, kind, entity_id, at if at is not None else now_us())

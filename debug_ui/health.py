@@ -16,6 +16,7 @@ from catalog.values import micros_of
 from debug_ui._values import jsonable
 from debug_ui.backends import Backends
 from debug_ui.dead_letters import DeadLetterCount, count_dead_letters
+from debug_ui.switches import ADS_DB_PLACE, SwitchView, switch_views
 from debug_ui.views import View
 from gateway import feed_lag
 from manas import ManasError, list_bases
@@ -23,7 +24,6 @@ from messaging.api import Log
 from messaging.headers import now_us
 from messaging.home import Home
 from messaging.metrics import Histogram, merged_counters, merged_histograms, read_metrics
-from messaging.switches import DEFAULTS, Switches
 from messaging.topics import (
     ARGUS_GROUP,
     BUDGETS,
@@ -36,7 +36,6 @@ from messaging.topics import (
     NOTIFICATIONS,
     REPO_FEED,
     SIGNALS,
-    SWITCHES,
     UPDATER_GROUP,
     UPDATES,
     WAL_PROXY_GROUP,
@@ -105,30 +104,6 @@ class BaseIndex(View):
     age_s: float | None
     documents: int | None
     coverage: dict[str, float]
-
-
-class SwitchView(View):
-    """One switch as every process knows it."""
-
-    name: str
-    value: str
-    changed: bool
-    """Whether it is not at its default."""
-    who: str
-    why: str
-    at_us: int
-
-
-def switch_views(log: Log) -> tuple[SwitchView, ...]:
-    """Return every switch. Raises LogError."""
-    if SWITCHES not in log.topics():
-        return ()
-    switches = Switches(log)
-    switches.refresh(force=True)
-    return tuple(
-        SwitchView(name=s.name, value=s.value, changed=s.value != DEFAULTS[s.name], who=s.who, why=s.why, at_us=s.at_us)
-        for s in switches.all()
-    )
 
 
 class PipelineStatus(View):
@@ -313,7 +288,7 @@ def pipeline_lags(backends: Backends, serving: Mapping[str, Any] | None = None) 
     behind = feed_lag(backends.ads_db, log)
     lags = [
         Lag(
-            place="ads DB change feed",
+            place=ADS_DB_PLACE,
             group=GATEWAY_GROUP,
             waiting=behind.waiting,
             end=behind.end,

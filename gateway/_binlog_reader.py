@@ -8,13 +8,15 @@ import threading
 import time
 import zlib
 from collections import deque
+from collections.abc import Iterable, Sequence
 
 from catalog import Catalog
 from gateway._binlog_stream import SILENT_SECONDS, BinlogStream
-from gateway._binlog_transactions import Piece, Transactions
+from gateway._binlog_transactions import PIECE, Piece, Transactions
 from gateway._exceptions import AdsDbUnavailable, BinlogFormat, GatewayError
 from gateway._mysql import Address
 from gateway._mysql_server import Server
+from gateway.binlog_events import Event
 from gateway.binlog_position import BinlogPosition
 
 MAX_BUFFERED = 20_000
@@ -44,16 +46,21 @@ class BinlogReader:
         self._thread = threading.Thread(target=self._run, name="binlog-reader", daemon=True)
         self._thread.start()
 
-    def take(self) -> Piece | None:
-        """Return the next piece, None if there is none now. Raises what ended the reading, after the last piece."""
+    def take(self, limit: int) -> list[Piece]:
+        """Return the next pieces, up to the first with which they have `limit` changes; [] if there is none now.
+
+        Raises what ended the reading, after the last piece.
+        """
         with self._changed:
-            if self._pieces:
-                piece = self._pieces.popleft()
-                self.waiting -= len(piece.changes)
-                self._changed.notify_all()
-                return piece
-            self._check()
-            return None
+            if not self._pieces:
+                self._check()
+            taken, changes = list[Piece](), 0
+            while self._pieces and changes < limit:
+                taken.append(self._pieces.popleft())
+                changes += len(taken[-1].changes)
+            self.waiting -= changes
+            self._changed.notify_all()
+            return taken
 
     def wait(self, timeout_s: float) -> bool:
         """Block until there is a piece; False after `timeout_s`. Raises what ended the reading."""
@@ -83,10 +90,10 @@ class BinlogReader:
 
     def _run(self) -> None:
         try:
-            for event in self._stream.events():
-                for piece in self._transactions.add(event):
-                    if not self._put(piece):
-                        return
+            for events in self._stream.batches():
+                self._add(events)
+                if self._closed:
+                    return
         except GatewayError as error:
             self._fail(error)
         except (LookupError, ValueError, struct.error, zlib.error) as error:
@@ -98,18 +105,34 @@ class BinlogReader:
                 )
             )
 
-    def _put(self, piece: Piece) -> bool:
+    def _add(self, events: Iterable[Event]) -> None:
+        """Hand on what a batch of events makes: together, but never more than PIECE changes and one piece more."""
+        ready, changes = list[Piece](), 0
+        try:
+            for event in events:
+                for piece in self._transactions.add(event):
+                    ready.append(piece)
+                    changes += len(piece.changes)
+                    if changes >= PIECE:
+                        self._put(ready)
+                        ready, changes = [], 0
+        finally:  # what came before an event that cannot be read is handed on all the same
+            self._put(ready)
+
+    def _put(self, pieces: Sequence[Piece]) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self.waiting < MAX_BUFFERED)
+            if self.waiting >= MAX_BUFFERED:
+                # Until half of it is taken: the two threads shall not wake each other for every piece.
+                self._changed.wait_for(lambda: self._closed or self.waiting <= MAX_BUFFERED // 2)
             if self._closed:
-                return False
-            if self._pieces and not (_content(piece) or _content(self._pieces[-1])):
-                self._pieces.pop()  # only the newer position matters
-            self._pieces.append(piece)
-            self.waiting += len(piece.changes)
+                return
+            for piece in pieces:
+                if self._pieces and not (_content(piece) or _content(self._pieces[-1])):
+                    self._pieces.pop()  # only the newer position matters
+                self._pieces.append(piece)
+                self.waiting += len(piece.changes)
             self._stream.heard_at = time.monotonic()  # it may have waited here for long
             self._changed.notify_all()
-            return True
 
     def _fail(self, error: GatewayError) -> None:
         with self._changed:

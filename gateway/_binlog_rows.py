@@ -79,12 +79,13 @@ class TableMap:
 
     def key_scan(self, names: Sequence[str]) -> KeyScan | None:
         """Return what finds the values of the columns of those names (any case); None when one is not there."""
-        wanted = tuple(name.lower() for name in names)
-        if wanted not in self._scans:
+        asked = tuple(names)
+        if asked not in self._scans:
+            wanted = [name.lower() for name in names]
             where = {column.name.lower(): i for i, column in enumerate(self.columns)}
             fits = all(name in where for name in wanted)
-            self._scans[wanted] = KeyScan(self.columns, [where[name] for name in wanted]) if fits else None
-        return self._scans[wanted]
+            self._scans[asked] = KeyScan(self.columns, [where[name] for name in wanted]) if fits else None
+        return self._scans[asked]
 
     def read_row(self, data: bytes, at: int, present: bytes) -> tuple[dict[str, Any], int]:
         """Return one row's values by column name (or @1, @2, … without names), and the offset after it."""
@@ -143,6 +144,8 @@ class KeyScan:
         """Find the columns at the positions `wanted`, in that order."""
         self._columns, self._wanted = columns, list(wanted)
         self._null_bytes = (len(columns) + 7) // 8
+        self._columns_mask = (1 << len(columns)) - 1
+        """MySQL sets the unused last bits of a row's bitmap of nulls."""
         self._readers = {i: columns[i].reader() for i in wanted}
         self._steps = self._plan()
 
@@ -151,7 +154,7 @@ class KeyScan:
         end, null_bytes, steps, wanted = len(data), self._null_bytes, self._steps, self._wanted
         single = len(wanted) == 1
         while at < end:
-            nulls = int.from_bytes(data[at : at + null_bytes], "little")
+            nulls = int.from_bytes(data[at : at + null_bytes], "little") & self._columns_mask
             at += null_bytes
             if nulls:
                 values, at = self._slow(data, at, nulls)
@@ -229,8 +232,9 @@ class RowsEvent:
 
     @property
     def full(self) -> bool:
-        """Whether all columns are in all images."""
-        return all(int.from_bytes(p, "little") == (1 << self.count) - 1 for p in self.present)
+        """Whether all columns are in all images. MySQL sets a bitmap's unused last bits, MariaDB does not."""
+        whole = (1 << self.count) - 1
+        return all(int.from_bytes(p, "little") & whole == whole for p in self.present)
 
     def images(self, table: TableMap) -> Iterator[dict[str, Any]]:
         """Yield every row image; those of an update alternate: before, after."""

@@ -20,6 +20,7 @@ from pymysqlreplication import BinLogStreamReader
 from gateway import _mysql
 from gateway._exceptions import AdsDbUnavailable, PositionLost
 from gateway._mysql import Address
+from gateway._mysql_packets import PacketCutter
 from gateway._mysql_server import MARIADB, Server
 from gateway.binlog_events import Event, EventReader
 from gateway.binlog_position import BinlogPosition
@@ -30,7 +31,9 @@ HEARTBEAT_SECONDS = 2.0
 SILENT_SECONDS = 3 * HEARTBEAT_SECONDS + 2
 """A connection without even a heartbeat for so long is dead, whatever TCP thinks."""
 
-_PACKET_LIMIT = 0xFFFFFF
+_READ_BYTES = 64 << 10
+"""Asked for at a time: some hundred transactions of one row, which are then handed on together."""
+
 _ERROR = 0xFF
 
 _POSITION_LOST = (1236, 1789, 1790)
@@ -69,50 +72,46 @@ class BinlogStream:
 
     def events(self) -> Iterator[Event]:
         """Yield events as they come, for ever. Raises AdsDbUnavailable, PositionLost, BinlogFormat."""
-        read_packet, decode = self._packet, self._events.read
+        for batch in self.batches():
+            yield from batch
+
+    def batches(self) -> Iterator[Iterator[Event]]:
+        """Yield what each look at the connection brings, decoded as it is iterated: raises as `events` does.
+
+        Every batch is to be used up before the next one is asked for.
+        """
         self._connection._sock.settimeout(self._connection._read_timeout)
-        self._stream_file = self._connection._rfile
-        self._next_packet = self._connection._next_seq_id
+        cutter = PacketCutter(self._connection._next_seq_id)
         while True:
             try:
-                data = read_packet()
-            except pymysql.MySQLError as error:
-                raise self._failure(error) from error
+                packets = self._receive(cutter)
             except (OSError, ValueError, AttributeError) as error:  # closed under the read by `close`
                 if not self._closed:
                     raise AdsDbUnavailable(f"ads DB {self._name}: reading the binlog failed: {error}") from error
                 raise AdsDbUnavailable(f"ads DB {self._name}: the binlog reader was closed") from error
             self.heard_at = time.monotonic()
+            yield self._decoded(packets)
+
+    def _decoded(self, packets: list[bytes]) -> Iterator[Event]:
+        decode = self._events.read
+        for data in packets:
+            if data[0] == _ERROR:
+                try:
+                    MysqlPacket(data, "utf8mb4").raise_for_error()
+                except pymysql.MySQLError as error:
+                    raise self._failure(error) from error
             if data[0] == 0xFE and len(data) < 9:
                 raise AdsDbUnavailable(f"ads DB {self._name}: the server ended the binlog stream; it is asked again")
             yield decode(data, 1)
 
-    def _packet(self) -> bytes:
-        """Return the next packet's payload. Raises MySQLError, OSError.
-
-        Does what pymysql's `_read_packet` does, in a third of its time: a transaction of one row has four packets.
-        """
-        read = self._stream_file.read
-        parts = []
+    def _receive(self, cutter: PacketCutter) -> list[bytes]:
+        """Return the payloads of the packets that have come, waiting for the first one. Raises OSError."""
         while True:
-            header = read(4)
-            if len(header) < 4:
+            some = self._connection._rfile.read1(_READ_BYTES)
+            if not some:
                 raise OSError("the server closed the connection")
-            size = header[0] | header[1] << 8 | header[2] << 16
-            if header[3] != self._next_packet:
-                raise OSError(f"packet {header[3]} came instead of {self._next_packet}")
-            self._next_packet = (self._next_packet + 1) & 0xFF
-            data: bytes = read(size)
-            if len(data) < size:
-                raise OSError("the server closed the connection")
-            if size == _PACKET_LIMIT:  # goes on in the next packet
-                parts.append(data)
-                continue
-            if parts:
-                data = b"".join((*parts, data))
-            if data[0] == _ERROR:
-                MysqlPacket(data, "utf8mb4").raise_for_error()
-            return data
+            if packets := cutter.cut(some):
+                return packets
 
     def close(self) -> None:
         """End the connection, and with it a read that waits in another thread; safe to call twice."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+
+import msgspec
 
 from catalog import Catalog
 from catalog.keys import join_key, key_columns
@@ -39,8 +40,7 @@ _ALTERS = re.compile(
 _DDL = re.compile(r"\s*(/\*.*?\*/\s*)*(ALTER|CREATE|DROP|RENAME|TRUNCATE)\b", re.I | re.S)
 
 
-@dataclass(slots=True)
-class Piece:
+class Piece(msgspec.Struct):
     """A transaction, or a part of a large one. `end` is set on the last part: the position after the transaction.
 
     `read_at` is a position that the database must have reached before the rows are read. `rewritten` are mapped tables
@@ -53,8 +53,8 @@ class Piece:
     read_at: BinlogPosition
     end: BinlogPosition | None
     ddl: bool = False
-    rewritten: dict[str, str] = field(default_factory=dict)
-    altered: set[str] = field(default_factory=set)
+    rewritten: dict[str, str] = {}
+    altered: set[str] = set()
 
 
 class Transactions:
@@ -81,15 +81,15 @@ class Transactions:
         self._prepared: dict[str, tuple[list[tuple[str, object]], dict[str, str]]] = {}
         self._begin("", 0)
 
-    def add(self, event: Event) -> Iterator[Piece]:
-        """Take the next event; yield the pieces that are ready. Raises BinlogFormat."""
+    def add(self, event: Event) -> Sequence[Piece]:
+        """Take the next event; return the pieces that are ready. Raises BinlogFormat."""
         kind = event.kind
         if kind in ROWS:
-            yield from self._rows(event)
-        elif kind == TABLE_MAP:
+            return self._rows(event)
+        if kind == TABLE_MAP:
             self._maps[int.from_bytes(event.body[:6], "little")] = table_of(event.body[6:], self._flavour)
         elif kind == ev.XID:
-            yield self._end(event)
+            return (self._end(event),)
         elif kind == ev.MARIADB_GTID:
             gtid, standalone = ev.mariadb_gtid(event)
             self._begin(gtid, 0, opened=not standalone)
@@ -97,28 +97,26 @@ class Transactions:
             gtid, committed_us = ev.mysql_gtid(event)
             self._begin(gtid, committed_us)
         elif kind in (ev.QUERY, ev.MARIADB_QUERY_COMPRESSED):
-            yield from self._query(event)
+            return self._query(event)
         elif kind == ev.ROTATE:
             self._file, _ = ev.rotate_of(event)
             if event.timestamp:
                 self._maps.clear()
         elif kind == ev.XA_PREPARE:
-            yield self._prepare(event)
+            return (self._prepare(event),)
         elif kind == ev.INCIDENT:
             self._rewritten.update(dict.fromkeys(self._mapped(), "the server lost events (an incident event)"))
-            yield self._end(event)
+            return (self._end(event),)
         elif kind == ev.TRANSACTION_PAYLOAD:
             raise BinlogFormat(
                 f"{self._where(event)}: the transaction is compressed, which is not read; "
                 "SET GLOBAL binlog_transaction_compression = OFF, then run the resync workflow"
             )
         elif kind == ev.PARTIAL_UPDATE:
-            raise BinlogFormat(
-                f"{self._where(event)}: JSON comes in pieces, which is not read; "
-                "SET GLOBAL binlog_row_value_options = '', then run the resync workflow"
-            )
+            self._partial(event)
         elif kind not in ev.HARMLESS and not event.flags & ev.IGNORABLE:
             raise BinlogFormat(f"{self._where(event)}: events of type {kind} are not known; upgrade adsindex")
+        return ()
 
     def _begin(self, gtid: str, committed_us: int, *, opened: bool = False) -> None:
         self._gtid, self._committed_us, self._open = gtid, committed_us, opened
@@ -128,19 +126,29 @@ class Transactions:
         self._altered: set[str] = set()
         self._ddl = False
 
-    def _rows(self, event: Event) -> Iterator[Piece]:
+    def _rows(self, event: Event) -> Sequence[Piece]:
         rows = RowsEvent(event.kind, event.body)
         table = self._maps.get(rows.table_id)
+        if rows.flags & STATEMENT_END:
+            self._maps.clear()
+        if table is None or table.schema != self._schema:
+            return ()
+        found = self._tables.get(self._folded(table.table))
+        return () if found is None else self._keys(event, rows, table, *found)
+
+    def _partial(self, event: Event) -> None:
+        """Take rows whose JSON a session logs in pieces: their table is sent again. Its head is that of a row event."""
+        table = self._maps.get(int.from_bytes(event.body[:6], "little"))
+        if event.body[6] & STATEMENT_END:
+            self._maps.clear()
         if table is not None and table.schema == self._schema:
             found = self._tables.get(self._folded(table.table))
             if found is not None:
-                yield from self._keys(event, rows, table, *found)
-        if rows.flags & STATEMENT_END:
-            self._maps.clear()
+                self._rewritten[found[0]] = "the session's binlog_row_value_options is PARTIAL_JSON"
 
     def _keys(
         self, event: Event, rows: RowsEvent, table: TableMap, source_table: str, entity: str, key: Sequence[str]
-    ) -> Iterator[Piece]:
+    ) -> Sequence[Piece]:
         scan = table.key_scan(key) if table.named else None
         if scan is None or not rows.full:
             why = (
@@ -151,12 +159,12 @@ class Transactions:
                 else f"there was no column {', '.join(key)}"
             )
             self._rewritten[source_table] = why
-            return
+            return ()
         if rows.count != len(table.columns):
             raise BinlogFormat(
                 f"{self._where(event)}: {rows.count} columns, but {table.table} has {len(table.columns)}"
             )
-        seen, changes = self._seen, self._changes
+        seen, changes, full = self._seen, self._changes, list[Piece]()
         # An update gives its row's key before and after: the same one, unless the key itself was changed.
         for values in scan.rows(rows.data, rows.start):
             whole = values[0] if len(values) == 1 else join_key(values)
@@ -168,25 +176,23 @@ class Transactions:
             seen.add(mark)
             changes.append((source_table, whole))
             if len(changes) >= PIECE:
-                yield self._piece(event, None)
+                full.append(self._piece(event, None))
                 changes = self._changes
+        return full
 
-    def _query(self, event: Event) -> Iterator[Piece]:
+    def _query(self, event: Event) -> Sequence[Piece]:
         schema, text = ev.query_of(event)
         if _ENDS.match(text):
-            yield self._end(event)
-            return
+            return (self._end(event),)
         xa = _XA.match(text)
         if xa is not None:
-            yield self._resolve(event, xa.group(1).upper(), "".join(xa.group(2).split()))
-            return
+            return (self._resolve(event, xa.group(1).upper(), "".join(xa.group(2).split())),)
         if _OPENS.match(text):
             self._open = True
-            return
+            return ()
         if schema == self._schema or self._schema.lower() in text.lower():
             self._statement(text)
-        if not self._open:
-            yield self._end(event)
+        return () if self._open else (self._end(event),)
 
     def _statement(self, text: str) -> None:
         """Note what a statement did to mapped tables, which are told by their names in it: rather too many than few."""

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from pymysqlreplication.constants import CHARSET, FIELD_TYPE
-from pymysqlreplication.json_binary import parse_json
 
+from gateway import _binlog_json
 from gateway._exceptions import BinlogFormat
 
 BLOB_COMPRESSED, VARCHAR_COMPRESSED, VECTOR = 140, 141, 242
@@ -266,15 +266,7 @@ def _float(raw: bytes) -> float:
 
 
 def _json(raw: bytes) -> Any:
-    return _texts(parse_json(raw[0], raw[1:])) if raw else None
-
-
-def _texts(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if isinstance(value, dict):
-        return {_texts(key): _texts(item) for key, item in value.items()}
-    return [_texts(item) for item in value] if isinstance(value, list) else value
+    return _binlog_json.parse(raw, _decimal) if raw else None
 
 
 _INTEGERS = {FIELD_TYPE.TINY: 1, FIELD_TYPE.SHORT: 2, FIELD_TYPE.INT24: 3, FIELD_TYPE.LONG: 4, FIELD_TYPE.LONGLONG: 8}

@@ -4,6 +4,7 @@ GatewayError              catch this to treat every failure of the ads DB and it
 ├── AdsDbUnavailable      the ads DB is away, locked or unreadable: back off and try again, nothing is lost
 ├── StatementFailed       a person's SQL is at fault; nothing of it was done
 ├── SchemaMismatch        the catalogue names tables or columns that the ads DB does not have; each with file and line
+├── MissingTopic          a stream of the catalogue has no topic in Kafka; with the command that creates it
 ├── ServerUnsuitable      a MySQL server's settings or rights would lose changes; each fault with the SQL that mends it
 ├── PositionLost          the server's binlog no longer reaches back to the stored position; a resync goes on from now
 └── BinlogFormat          bytes in a binlog that cannot be read rightly; with file, offset and what to do
@@ -34,6 +35,10 @@ class SchemaMismatch(GatewayError):
     def __init__(self, faults: Iterable[Fault], source_tables: Iterable[str]) -> None:
         self.faults, self.source_tables = tuple(faults), frozenset(source_tables)
         super().__init__("\n".join(map(str, self.faults)))
+
+
+class MissingTopic(GatewayError):
+    """Raised when a stream's topic is not in a log that makes none by itself."""
 
 
 class ServerUnsuitable(GatewayError):

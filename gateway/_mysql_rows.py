@@ -142,7 +142,6 @@ class MysqlRowSource:
 
     def _begin(self) -> None:
         """Begin a snapshot that is at or after the position needed."""
-        self._connection.ping(reconnect=False)
         deadline = time.monotonic() + _PATIENCE_SECONDS
         attempt = 0
         need = None if self._locking else self._need()

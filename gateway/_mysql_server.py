@@ -74,6 +74,7 @@ def variables(connection: Connection[Any]) -> dict[str, str]:
 def check_server(connection: Connection[Any], address: Address) -> None:
     """Raise ServerUnsuitable, with the statement that mends each fault, unless the binlog has every change."""
     values = variables(connection)
+    mariadb = "mariadb" in str(connection.get_server_info()).lower()
     faults: list[str] = []
     for name, (wanted, mend, why) in _REQUIRED.items():
         present = values.get(name)
@@ -92,10 +93,12 @@ def check_server(connection: Connection[Any], address: Address) -> None:
         faults.extend(_filters(connection, address))
     if faults:
         text = "\n".join(f"- {fault}" for fault in faults)
+        keep = ", and put the settings into the server's configuration file too"
+        if not mariadb:  # MySQL remembers settings by itself
+            text, keep = text.replace("SET GLOBAL", "SET PERSIST"), ""
         raise ServerUnsuitable(
             f"ads DB {address.name}: its binlog cannot be followed without losing changes\n{text}\n"
-            "Settings made by SET GLOBAL hold for new sessions: let applications connect anew, and put the settings "
-            "into the server's configuration file too."
+            f"Changed settings hold for new sessions: let applications connect anew{keep}."
         )
 
 

@@ -17,16 +17,19 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+import msgspec
 import structlog
 
 from catalog import Catalog
 from catalog.keys import join_key
 from gateway import _mysql
 from gateway._binlog_reader import BinlogReader
+from gateway._binlog_transactions import Piece
 from gateway._exceptions import AdsDbUnavailable, PositionLost
+from gateway._gtid_set import GtidSets
 from gateway._mysql_rows import MysqlRowSource
 from gateway._mysql_schema import cascades, digests
-from gateway._mysql_server import check_server, describe_server, end_position
+from gateway._mysql_server import MYSQL, check_server, describe_server, end_position
 from gateway.binlog_position import BinlogPosition, FeedState, file_order
 from gateway.feed import Change
 from gateway.mysql_ads_db import MysqlAdsDb
@@ -56,6 +59,11 @@ _log = structlog.get_logger()
 class BinlogChangeFeed:
     """Changes of a MySQL or MariaDB ads DB in commit order (implements ChangeFeed). For one thread and a reader's."""
 
+    hold_s = 0.1
+    """Storing a position in Kafka costs the broker and the Gateway as much as publishing a change, 100 times a second.
+    Changes published again after a crash have new numbers and are whole entities as they are by then: they do no harm.
+    """
+
     def __init__(self, db: MysqlAdsDb, catalog: Catalog, log: Log, *, by_file: bool = False) -> None:
         """Go on after the position stored in the log; without one, begin now with a snapshot of all rows.
 
@@ -64,6 +72,7 @@ class BinlogChangeFeed:
         """
         self._db, self._catalog, self._log, self._by_file = db, catalog, log, by_file
         self._reader: BinlogReader | None = None
+        self._gtid_sets = GtidSets(log)
         self._control = db.connect()
         try:
             with _mysql.translated(db.name):
@@ -95,6 +104,7 @@ class BinlogChangeFeed:
         self._state = self._resumed(stored, end)
         self._positions: deque[tuple[int, BinlogPosition]] = deque()
         self._states: deque[tuple[int, FeedState]] = deque()
+        self._pieces: deque[Piece] = deque()
         self._live: deque[tuple[str, object, int]] = deque()
         self._live_reads = 0
         self._seq = 0
@@ -104,7 +114,7 @@ class BinlogChangeFeed:
         session = max((offset >> SESSION_BITS) + 1, int(time.time()) - _SESSIONS_SINCE)
         self._base = self._seq = session << SESSION_BITS
         # Before any number of this session is used: a crash after publishing may not bring it back.
-        self._log.set_committed([Position(GATEWAY_GROUP, CHANGE_FEED, 0, self._seq + 1, self._state.to_json())])
+        self._log.set_committed([Position(GATEWAY_GROUP, CHANGE_FEED, 0, self._seq + 1, self._text(self._state))])
         self._storable = self._state
         self._looked = time.monotonic()
         self.rows_enqueued = 0
@@ -152,7 +162,7 @@ class BinlogChangeFeed:
 
     def wait(self, after: int, timeout_s: float) -> bool:
         """Block until there is something to read; False after `timeout_s`. Raises what `read` raises."""
-        return bool(self._live or self._state.todo) or self._running().wait(timeout_s)
+        return bool(self._live or self._pieces or self._state.todo) or self._running().wait(timeout_s)
 
     def stored(self, upto: int) -> Position | None:
         """Return the position to store once everything up to a number is published; None if it is no new one.
@@ -163,7 +173,7 @@ class BinlogChangeFeed:
         if position is None and state is None:
             return None
         self._storable = replace(state or self._storable, position=position or self._storable.position)
-        return Position(GATEWAY_GROUP, CHANGE_FEED, 0, upto + 1, self._storable.to_json())
+        return Position(GATEWAY_GROUP, CHANGE_FEED, 0, upto + 1, self._text(self._storable))
 
     def read_point(self) -> BinlogPosition | None:
         """Return the position that the database must have reached before the changes read are materialized."""
@@ -171,7 +181,7 @@ class BinlogChangeFeed:
 
     def _snapshot_point(self) -> BinlogPosition:
         """Rows committed before the feed began must be seen by the snapshot; later ones come in the binlog."""
-        return replace(self._began, gtid="")
+        return msgspec.structs.replace(self._began, gtid="")
 
     def start(self) -> int:
         """Return the oldest number kept: the next one, for what was read is not kept here."""
@@ -211,6 +221,8 @@ class BinlogChangeFeed:
         if not stored:
             return FeedState(self._moded(end), resync=self._requested)
         state = FeedState.from_json(stored)
+        whole = self._gtid_sets.whole(state.position.gtid)
+        state = replace(state, position=msgspec.structs.replace(state.position, gtid=whole))
         if self._requested > state.resync:
             _log.error("binlog_resync", why="a person asked for it", left=state.position.file, now=end.file)
             return FeedState(self._moded(end), resync=self._requested)
@@ -225,10 +237,17 @@ class BinlogChangeFeed:
             )
         _log.warning("binlog_failover", left=at.server, now=end.server, gtid=at.gtid)
         # Files and offsets of another server mean nothing: the first transaction read brings this server's own.
-        return replace(state, position=replace(at, file="", offset=0, server=end.server))
+        return replace(state, position=msgspec.structs.replace(at, file="", offset=0, server=end.server))
+
+    def _text(self, state: FeedState) -> str:
+        """Return a state as it is stored; a GTID set of MySQL may be too long to go with it."""
+        if self.server.flavour != MYSQL:
+            return state.to_json()
+        short = self._gtid_sets.shortened(state.position.gtid)
+        return replace(state, position=msgspec.structs.replace(state.position, gtid=short)).to_json()
 
     def _moded(self, at: BinlogPosition) -> BinlogPosition:
-        return replace(at, gtid="") if self._by_file else at
+        return msgspec.structs.replace(at, gtid="") if self._by_file else at
 
     def _lost(self, why: str) -> PositionLost:
         return PositionLost(
@@ -240,19 +259,24 @@ class BinlogChangeFeed:
 
     def _take_pieces(self, limit: int) -> None:
         while len(self._live) < limit:
-            piece = self._running().take()
-            if piece is None:
-                return
-            self._live.extend((table, key, piece.at_us) for table, key in piece.changes)
-            self._need = piece.read_at
-            if piece.ddl:
-                self._schema_changed()
-            if piece.rewritten:
-                self._rewritten(piece.rewritten)
-            if piece.altered:
-                self._send_again(piece.altered, "altered")
-            if piece.end is not None:
-                _mark(self._positions, self._seq + len(self._live), piece.end)
+            if not self._pieces:
+                self._pieces.extend(self._running().take(limit - len(self._live)))
+                if not self._pieces:
+                    return
+            self._add(self._pieces.popleft())
+
+    def _add(self, piece: Piece) -> None:
+        at_us = piece.at_us
+        self._live.extend([(table, key, at_us) for table, key in piece.changes])
+        self._need = piece.read_at
+        if piece.ddl:
+            self._schema_changed()
+        if piece.rewritten:
+            self._rewritten(piece.rewritten)
+        if piece.altered:
+            self._send_again(piece.altered, "altered")
+        if piece.end is not None:
+            _mark(self._positions, self._seq + len(self._live), piece.end)
 
     def _live_changes(self, limit: int) -> list[Change]:
         changes: list[Change] = []

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from gateway._binlog_rows import DELETE, ROWS, TABLE_MAP, UPDATE, RowsEvent, TableMap, table_of
 from gateway._exceptions import BinlogFormat
 
@@ -41,9 +43,11 @@ _HEADER_FIELDS = struct.Struct("<IBIIIH").unpack_from
 _MAGIC = b"\xfebin"
 
 
-@dataclass(slots=True)
-class Event:
-    """One event. `end` is the offset after it in its file; `body` is without header and checksum."""
+class Event(msgspec.Struct, gc=False):
+    """One event. `end` is the offset after it in its file; `body` is without header and checksum.
+
+    There are five of a one-row transaction: a Struct is made in a quarter of a dataclass's time.
+    """
 
     kind: int
     timestamp: int

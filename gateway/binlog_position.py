@@ -6,15 +6,15 @@ import json
 import re
 from dataclasses import dataclass, field
 
-from pymysqlreplication.gtid import Gtid, GtidSet
+import msgspec
 
+from gateway import _gtid_set
 from gateway._exceptions import PositionLost
 
 _FILE_NUMBER = re.compile(r"^(.*)\.(\d+)$")
 
 
-@dataclass(frozen=True, slots=True)
-class BinlogPosition:
+class BinlogPosition(msgspec.Struct, frozen=True, gc=False):
     """After a whole transaction: file and offset on `server`, and the GTIDs so far, which hold anywhere."""
 
     file: str
@@ -97,4 +97,4 @@ def add_gtid(gtids: str, gtid: str, flavour: str) -> str:
         by_domain = {g.split("-", 1)[0]: g for g in gtids.split(",") if g}
         by_domain[gtid.split("-", 1)[0]] = gtid
         return ",".join(by_domain[domain] for domain in sorted(by_domain, key=int))
-    return str(GtidSet(gtids or None) + Gtid(gtid))
+    return _gtid_set.add(gtids, gtid)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from catalog import Catalog, Table
 from gateway import _capture
@@ -24,8 +25,7 @@ _SETTLE = (0.0002, 0.0004, 0.0008, 0.0015, 0.003, 0.006, 0.012, 0.025)
 """Seconds between looks after the file was written: the write is seen before the commit's fsync makes it visible."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, gc=False):
     """A row of the ads DB changed. `seq` only grows; `key` is as the database holds it."""
 
     seq: int
@@ -39,6 +39,10 @@ class Change:
 
 class ChangeFeed(Protocol):
     """Changes of the ads DB in commit order; SQLite's change table and MySQL's binlog implement it."""
+
+    hold_s: float
+    """How far, in seconds, the stored position may lag behind what is published, a batch at most: so much is published
+    again after a crash. 0 means that nothing is, given a log that stores positions in one step with records."""
 
     def begin(self, committed: int) -> int:
         """Return the number after which to read, given the position stored in the log."""
@@ -76,6 +80,8 @@ class ChangeFeed(Protocol):
 
 class SqliteChangeFeed:
     """The change table of the SQLite ads DB (implements ChangeFeed). For one thread."""
+
+    hold_s = 0.0
 
     def __init__(self, db: SqliteAdsDb, catalog: Catalog) -> None:
         """Follow `db`; only `end` may be asked before capture is installed on it. Raises AdsDbUnavailable."""

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from catalog import Catalog, Column, InvalidValue, LaneName, Table, ValueType
 from catalog.values import check, check_source, encode, refused, source_encoder
 from gateway._exceptions import SchemaMismatch
@@ -23,6 +25,8 @@ MAX_KEY_BYTES = 190
 
 MAX_UPDATE_BYTES = 4 << 20
 """An entity with more than this is an accident; the log takes records of 8 MiB."""
+
+_NONE: frozenset[str] = frozenset()
 
 _MAX_QUOTED = 400
 """Characters of an offending value or message that a dead letter quotes."""
@@ -91,8 +95,7 @@ class _Read:
     """Any number of rows belong to an entity, and its columns are lists."""
 
 
-@dataclass(slots=True)
-class _Entity:
+class _Entity(msgspec.Struct):
     table: Table
     row: str
     key: int | str
@@ -100,11 +103,16 @@ class _Entity:
     origin_us: int
     lane: LaneName
     header: pb.Header
-    seen: set[str] = field(default_factory=set)
-    values: dict[str, bytes] = field(default_factory=dict)
-    collected: dict[str, list[tuple[object, ...]]] = field(default_factory=dict)
+    seen: set[str] = set()
+    values: dict[str, bytes] = {}
+    collected: dict[str, list[tuple[object, ...]]] = {}
     """Ads DB table of a collection -> its rows."""
-    problems: dict[str, tuple[Column, str, str]] = field(default_factory=dict)
+    problems: dict[str, tuple[Column, str, str]] = {}
+
+    def forget(self) -> None:
+        """Forget what was read."""
+        for held in (self.seen, self.values, self.collected, self.problems):
+            held.clear()
 
 
 class Materializer:
@@ -124,8 +132,8 @@ class Materializer:
         """Read every changed entity once, whole, and return its updates; `changes` are in order of seq.
 
         Several changes of one entity become one update with the highest seq as version and the earliest time as
-        origin. A value that its column does not allow is sent as null with a dead letter, so it never counts as the
-        value before; an entity whose table lacks a declared column is left as it was, with a dead letter.
+        origin. A value that its column does not allow is sent as refused with a dead letter: it counts neither as the
+        value before nor as none; an entity whose table lacks a declared column is left as it was, with a dead letter.
         """
         result = Materialized()
         entities = self._group(changes, result)
@@ -135,6 +143,8 @@ class Materializer:
                 break
             except SchemaMismatch as error:
                 entities = self._without_broken(entities, error, result)
+                for entity in entities.values():
+                    entity.forget()
         for entity in entities.values():
             self._emit(entity, result)
         return result
@@ -175,7 +185,6 @@ class Materializer:
         keys: dict[str, list[int | str]] = {}
         for entity in entities.values():
             keys.setdefault(entity.table.name, []).append(entity.key)
-            entity.seen, entity.values, entity.problems, entity.collected = set(), {}, {}, {}
         reads: dict[RowQuery, tuple[str, _Read]] = {}
         for name, wanted in keys.items():
             for read in self._reads[name]:
@@ -222,7 +231,7 @@ class Materializer:
                 name = max(values, key=lambda n: len(values[n]))
                 text = f"{len(values[name])} bytes, but an entity may have {MAX_UPDATE_BYTES} in all"
                 entity.problems[name] = (entity.table.columns[name], "entity_too_large", text)
-                values[name] = b""
+                values[name] = refused("entity_too_large")  # null would lift the condition that it puts
         whole = Entity(
             table=entity.table,
             row=entity.row,
@@ -230,14 +239,13 @@ class Materializer:
             header=entity.header,
             deleted=deleted,
             values=entity.values,
-            invalid=frozenset(entity.problems),
+            invalid=frozenset(entity.problems) if entity.problems else _NONE,
         )
         for stream in self.streams:
             result.published.extend(stream.publish(whole))
         for column, reason, text in entity.problems.values() if not deleted else ():
             error = (
-                f"{column.source} of row {entity.row} is sent as null: {text[:_MAX_QUOTED]}; "
-                "correct the value in the ads DB"
+                f"{column.source} of row {entity.row} is refused: {text[:_MAX_QUOTED]}; correct the value in the ads DB"
             )
             letter = _letter(entity.last, reason, error, entity.header, entity.table.name, entity.row)
             result.dead_letters.append(letter)

@@ -101,6 +101,8 @@ class _Gateway:
         ensure_stream_topics(self._log, self._materializer.streams)
         self._last = self._feed.begin(committed)
         self._stored_at = time.monotonic()
+        self._held = 0
+        """Changes published of which the position is not stored yet (see ChangeFeed.hold_s): a batch at most."""
         self._schema: int | None = None
         """Version of the schema that capture was last checked for; at first unknown: it may change at any time."""
         self._whole_until = 0
@@ -131,7 +133,8 @@ class _Gateway:
             self._metrics.gauge("lag", self._feed.end() - self._last)
             self._context.beat()
             if len(changes) < BATCH:
-                self._feed.wait(self._last, _IDLE_SECONDS)
+                self._feed.wait(self._last, min(self._feed.hold_s, _IDLE_SECONDS) if self._held else _IDLE_SECONDS)
+        self._store_position(at_once=True)
 
     def _watch_schema(self) -> None:
         """After DDL by anybody: put back triggers that went with it, and read again what it may have changed."""
@@ -162,9 +165,14 @@ class _Gateway:
         if drops := self._drop_too_old(result):
             records = [*result.records(entered_us), *drops]
         materialized = time.perf_counter_ns()
-        position = self._feed.stored(changes[-1].seq)
+        held = self._held + len(changes)
+        due = held >= BATCH or time.monotonic() - self._stored_at >= self._feed.hold_s
+        position = self._feed.stored(changes[-1].seq) if due else None
         self._log.publish(records, positions=[] if position is None else [position])
         self._last = changes[-1].seq
+        self._held = held if position is None else 0
+        if position is not None:
+            self._stored_at = time.monotonic()
         published = time.perf_counter_ns()
         self._metrics.time("materialize_us", (materialized - started) / 1000)
         self._metrics.time("publish_us", (published - materialized) / 1000)
@@ -212,11 +220,12 @@ class _Gateway:
             todo="rows deleted in the gap are still served: ./adsindex workflow run resync",
         )
 
-    def _store_position(self) -> None:
+    def _store_position(self, *, at_once: bool = False) -> None:
         """Much may happen in an ads DB that concerns none of our tables: the position follows it all the same."""
-        if time.monotonic() - self._stored_at < _STORE_SECONDS:
+        least = self._feed.hold_s if self._held else _STORE_SECONDS
+        if not at_once and time.monotonic() - self._stored_at < least:
             return
-        self._stored_at = time.monotonic()
+        self._stored_at, self._held = time.monotonic(), 0
         position = self._feed.stored(self._last)
         if position is not None and position.metadata:
             self._log.set_committed([position])

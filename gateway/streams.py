@@ -8,12 +8,14 @@ DB: every stream of a batch is made from the one read that materializes its enti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from catalog import Catalog, Column, Message, Stream, Table
 from catalog.values import decode
-from messaging import Log, OutRecord
+from gateway._exceptions import MissingTopic
+from messaging import Log, OutRecord, UnknownTopic
 from messaging.headers import lane_of, now_us
 from messaging.proto import adsindex_pb2 as pb
 from messaging.topics import LANE_NUMBER, PARTITIONS, UPDATES
@@ -24,8 +26,7 @@ SOURCE = "ads_db"
 OutMessage = pb.EntityUpdate | pb.BudgetState
 
 
-@dataclass(frozen=True, slots=True)
-class Entity:
+class Entity(msgspec.Struct, frozen=True):
     """A whole entity as one read found it."""
 
     table: Table
@@ -39,8 +40,7 @@ class Entity:
     """Columns whose value is not what the catalogue declares."""
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(msgspec.Struct, frozen=True):
     """One message on its way to a topic."""
 
     stream: str
@@ -124,10 +124,19 @@ def streams_of(catalog: Catalog) -> tuple[EntityStream, ...]:
 
 
 def ensure_stream_topics(log: Log, streams: Iterable[EntityStream]) -> None:
-    """Create the topics of streams that are missing. Raises LogError for one with another number of partitions."""
+    """Create the topics of streams that are missing (embedded log), or check that they are there (Kafka).
+
+    Raises MissingTopic naming the command that creates it, and LogError for one with another number of partitions.
+    """
     for stream in streams:
         for topic, partitions in stream.topics.items():
-            log.ensure_topic(topic, PARTITIONS.get(topic, partitions))
+            try:
+                log.ensure_topic(topic, PARTITIONS.get(topic, partitions))
+            except UnknownTopic as error:
+                raise MissingTopic(
+                    f"stream {stream.name} has no topic {topic}; create it by `./adsindex topics apply` (with "
+                    "--catalog FILE if that is not yet the home's catalogue)"
+                ) from error
 
 
 def _source_columns(table: Table) -> tuple[Column, ...]:

@@ -23,6 +23,7 @@ from manas.segment import Segment
 from messaging import dead_letters
 from messaging._exceptions import BadMessage, OffsetTrimmed
 from messaging.api import Log, OutRecord, Position, Record
+from messaging.drops import drops_of
 from messaging.headers import lane_of, stage_latencies_us
 from messaging.metrics import StageMetrics
 from messaging.proto import adsindex_pb2 as pb
@@ -178,6 +179,7 @@ class Follower:
         for outcome in (outcomes := self._index.apply([prepared for _, prepared in fresh])):
             self._count("applied" if outcome is Outcome.APPLIED else f"ignored:{outcome}")
         answerable_us = self._index.last_applied_us
+        self._drops(records[-1], "delta", [(d.header, d.document_id) for d, _ in fresh], outcomes)
         done = [delta for (delta, _), outcome in zip(fresh, outcomes, strict=True) if outcome is Outcome.APPLIED]
         if self._metrics is not None:
             for delta in done:
@@ -207,6 +209,19 @@ class Follower:
         for (fresh, _), outcome in zip(states, outcomes, strict=True):
             if fresh:
                 self._count("budgets_applied" if outcome is Outcome.APPLIED else f"budgets_ignored:{outcome}")
+        judged = [(s, outcome) for (fresh, s), outcome in zip(states, outcomes, strict=True) if fresh]
+        self._drops(records[-1], "budget", [(s.header, s.campaign_id) for s, _ in judged], [o for _, o in judged])
+
+    def _drops(
+        self, last: Record, kind: str, judged: Sequence[tuple[pb.Header, str]], outcomes: Sequence[Outcome]
+    ) -> None:
+        """Record what was not applied because it is old; what a base covers is served and was not dropped."""
+        out: list[OutRecord] = []
+        for outcome in (Outcome.STALE, Outcome.DUPLICATE):
+            dropped = [(h, f"{kind}/{name}") for (h, name), o in zip(judged, outcomes, strict=True) if o is outcome]
+            out += drops_of("manas", f"{outcome}_{kind}", dropped, self._metrics)
+        if out and self._metrics is not None:
+            self._log.publish(out, [Position(GROUP, last.topic, last.partition, last.offset + 1)])
 
     def _dead_letter(self, record: Record, error: Exception, header: pb.Header, row: str, kind: str) -> None:
         """Put a record that cannot be applied aside, once: the position is stored in the same step."""
@@ -218,7 +233,7 @@ class Follower:
         )
         out: OutRecord = dead_letters.out_record(letter)
         self._log.publish([out], [Position(GROUP, record.topic, record.partition, record.offset + 1)])
-        self._count(f"dead_letter:{reason}")
+        self._count(f"dead_letters:{reason}")
         _log.warning("manas.dead_letter", reason=reason, error=str(error), offset=record.offset)
 
     def _count(self, name: str) -> None:

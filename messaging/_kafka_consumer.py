@@ -10,33 +10,20 @@ from types import TracebackType
 
 import structlog
 from kafka import errors
-from kafka.consumer.subscription_state import SubscriptionState
-from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from kafka.coordinator.consumer import ConsumerCoordinator
 from kafka.protocol.consumer import OffsetSpec
-from kafka.structs import OffsetAndMetadata, TopicPartition
+from kafka.structs import TopicPartition
 
-from messaging._exceptions import LogError, LogUnavailable
+from messaging._exceptions import LogError
 from messaging._kafka_admin import Admin
+from messaging._kafka_group import Expelled, GroupMember
 from messaging._kafka_wire import Wire
 from messaging.api import Position, Record
 from messaging.kafka_settings import KafkaSettings
 
 _LOOK_S = 0.25
 """How often an idle member looks whether the group is sharing anew."""
-_HEARTBEATS = 4
-"""Heartbeats per session time-out: three may be lost."""
-_REBALANCE_MS = 300_000
-"""A member that neither polls nor commits for this long is hung: the group goes on without it (Kafka's default)."""
 _HAND_OVER_S = 1.0
 """commit() waits this long for the group to agree when it has just given the partitions up; poll() goes on with it."""
-_LOST = (
-    errors.CommitFailedError,
-    errors.UnknownMemberIdError,
-    errors.IllegalGenerationError,
-    errors.FencedInstanceIdError,
-    errors.RebalanceInProgressError,
-)
 
 _log = structlog.get_logger()
 
@@ -64,7 +51,8 @@ class KafkaConsumer:
 
     It is a member of a Kafka group by the classic protocol with eager rebalances and round-robin shares, so that every
     lane is shared evenly. A member with a name is a static one (KIP-345): killed and started again, it has its
-    partitions back at once. Heartbeats come from a thread of their own; sharing anew happens in poll and commit only.
+    partitions back at once. Heartbeats and joins are a
+    thread's of its own; partitions change hands in poll and commit only.
     While the group wants to share anew, nothing more is polled until all that was polled is committed; then the
     partitions are given up, so no record is with two members at once. A member that dies is missed after
     session_timeout_ms; a partition's uncommitted records go to the next owner (at least once). A member that was
@@ -93,10 +81,10 @@ class KafkaConsumer:
         self._turn = 0
         self._paused: frozenset[str] = frozenset()
         self._quiet_until = 0.0
-        self._group_state: ConsumerCoordinator | None = None
-        self._subscription = SubscriptionState("none")
-        self._subscription.subscribe(topics=[prefix + topic for topic in topics])
         self._wire = Wire(settings, f"adsindex-{group}-{member or 'x'}", prefix)
+        self._membership = GroupMember(
+            settings, self._wire, admin.group_name(group), [prefix + topic for topic in topics], member
+        )
         self.polled_records = 0
         """Records returned so far."""
 
@@ -111,10 +99,10 @@ class KafkaConsumer:
         if max_records < 1:
             raise ValueError(f"max_records must be at least 1, not {max_records}")
         deadline = time.monotonic() + timeout_s
-        wait_s = 0.0
         while True:
             if self._share(max(deadline - time.monotonic(), 0.0)):
-                self._fetch(wait_s)
+                # The broker answers at once when there is anything: looking before waiting would cost as much again.
+                self._fetch(min(max(deadline - time.monotonic(), 0.0), _LOOK_S))
                 records = self._take(max_records)
                 if records:
                     self.polled_records += len(records)
@@ -122,9 +110,8 @@ class KafkaConsumer:
             left = deadline - time.monotonic()
             if left <= 0:
                 return []
-            wait_s = min(left, _LOOK_S)
             if not self._held:
-                time.sleep(min(wait_s, 0.05))  # more members than partitions, or nothing shared yet
+                time.sleep(min(left, 0.05))  # more members than partitions, or nothing shared yet
 
     def commit(self) -> None:
         """Store the positions of everything polled, durably; nothing is written when nothing was polled since."""
@@ -158,10 +145,8 @@ class KafkaConsumer:
             return
         self._open = False
         try:
-            if self._group_state is not None:
-                self._group_state.close(autocommit=False, timeout_ms=2_000)
-                if self._member:
-                    self._admin.leave(self.group, self._member)
+            if self._membership.close() and self._member:
+                self._admin.leave(self.group, self._member)
         except errors.KafkaError as error:  # the group misses us after the session time-out
             _log.warning("consumer_left_late", group=self.group, error=str(error))
         finally:
@@ -192,25 +177,16 @@ class KafkaConsumer:
 
     def _store(self, positions: dict[tuple[str, int], tuple[int, str]]) -> None:
         ahead = {key: value for key, value in positions.items() if value[0] > self._held[key].committed}
-        if not ahead or self._group_state is None:
+        if not ahead:
             return
-        group = self._group_state
-        offsets = {
-            self._name(key): OffsetAndMetadata(offset, metadata, -1) for key, (offset, metadata) in ahead.items()
-        }
         try:
-            group.commit_offsets_sync(offsets, timeout_ms=self._settings.publish_timeout_ms)
-        except _LOST as error:
-            # Expelled: others have these partitions, or will at our next poll, from what was committed before.
+            self._membership.commit({self._name(key): value for key, value in ahead.items()})
+        except Expelled as error:
+            # Others have these partitions, or will at our next poll, from what was committed before.
             _log.warning("commit_refused", group=self.group, partitions=len(ahead), error=str(error))
             self._held.clear()
             self._generation = -1
-            group.request_rejoin()
             return
-        except errors.KafkaError as error:
-            raise LogUnavailable(
-                f"cannot store positions of {self.group} at {self._settings.place}: {error}"
-            ) from error
         for key, (offset, _) in ahead.items():
             self._held[key].committed = offset
 
@@ -224,57 +200,29 @@ class KafkaConsumer:
 
     def _hand_over(self) -> None:
         """If the group waits for us to share anew, do it now that all is committed."""
-        group = self._group_state
-        if group is not None and self._held and group.need_rejoin() and not self._uncommitted():
+        if self._held and self._membership.wants_to_share and not self._uncommitted():
             self._share(_HAND_OVER_S)
 
     def _share(self, wait_s: float) -> bool:
         """Take part in the group; return whether records may be polled now."""
-        group = self._group_state or self._join()
-        if group.need_rejoin() and self._uncommitted() and group.generation_if_stable() is not None:
+        membership = self._membership
+        if membership.wants_to_share and membership.in_group and self._uncommitted():
             return False  # drain first: records polled must not go to somebody else while they are worked on
         try:
-            if not group.poll(timeout_ms=int(max(wait_s, 0.001) * 1000)):
-                return False
-        except errors.FencedInstanceIdError as error:
-            raise LogError(
-                f"another process is member {self._member} of group {self.group} now; every worker needs its own number"
-            ) from error
-        except errors.RetriableError as error:
+            generation = membership.share(wait_s)
+        except errors.KafkaError as error:
             self._complain(str(error))
             return False
-        except errors.KafkaError as error:
-            raise LogError(f"group {self.group} refuses this member: {error}") from error
-        generation = group.generation_if_stable()
-        if generation is None or group.need_rejoin():
+        if generation is None:
             return False
-        if generation.generation_id != self._generation:
+        if generation != self._generation:
             self._adopt()
-            self._generation = generation.generation_id
+            self._generation = generation
         return True
-
-    def _join(self) -> ConsumerCoordinator:
-        session = self._settings.session_timeout_ms
-        self._group_state = ConsumerCoordinator(
-            self._wire.client,
-            self._subscription,
-            group_id=self._admin.group_name(self.group),
-            group_instance_id=self._member or None,
-            assignors=[RoundRobinPartitionAssignor],
-            enable_auto_commit=False,
-            session_timeout_ms=session,
-            heartbeat_interval_ms=session // _HEARTBEATS,
-            max_poll_interval_ms=max(_REBALANCE_MS, session),
-            request_timeout_ms=10_000,
-            retry_backoff_ms=100,
-            api_version=self._wire.manager.broker_version,
-        )
-        self._wire.manager.cluster.set_topics([self._prefix + topic for topic in self._topics])
-        return self._group_state
 
     def _adopt(self) -> None:
         """Take over what the group gave us: go on where it was committed."""
-        mine = list(self._subscription.assigned_partitions())
+        mine = self._membership.assigned()
         stored = self._admin.positions(self.group, mine) if mine else {}
         ends = self._admin.bounds(mine, OffsetSpec.LATEST)
         before, held = self._held, {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from messaging.kafka import RECORD_SETTINGS, KafkaLog
-from messaging.topics import settings_of
+from messaging.topics import PARTITIONS, STREAM_SETTINGS, settings_of
 
 KEPT_POSITIONS_MINUTES = 30 * 24 * 60
 """Positions of groups without members (the Gateway's in the ads DB, serving's) must outlive a month without changes."""
@@ -28,12 +28,15 @@ class TopicFinding:
 
 
 def apply_topics(log: KafkaLog, wanted: Mapping[str, int]) -> list[TopicFinding]:
-    """Create missing topics and correct settings; return what was found, mended or not. Safe to run twice."""
+    """Create missing topics and correct settings; return what was found, mended or not. Safe to run twice.
+
+    A topic that is not the pipeline's own is taken for a stream's.
+    """
     before = check_topics(log, wanted)
     after = []
     for finding in before:
         if finding.what == "topic":
-            log.admin.create(finding.topic, wanted[finding.topic], {**RECORD_SETTINGS, **settings_of(finding.topic)})
+            log.admin.create(finding.topic, wanted[finding.topic], _settings(finding.topic))
     for topic in {f.topic for f in before if f.what in _settings(f.topic)}:
         log.admin.change_settings(topic, _settings(topic))
     left = {(f.topic, f.what) for f in check_topics(log, wanted)}
@@ -65,4 +68,4 @@ def check_topics(log: KafkaLog, wanted: Mapping[str, int]) -> list[TopicFinding]
 
 
 def _settings(topic: str) -> dict[str, str]:
-    return {**RECORD_SETTINGS, **settings_of(topic)}
+    return {**RECORD_SETTINGS, **(settings_of(topic) if topic in PARTITIONS else STREAM_SETTINGS)}

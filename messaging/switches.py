@@ -8,6 +8,8 @@ publishing          on (default), off         off: Gateway and Argus hold; every
 drop_older.<lane>   off (default), 30s, 10m,  Gateway and Updater drop updates of that lane that are older than
                     2h, 1d                    this, counted and listed by `report drops`; never a deletion
 pause.<lane>        off (default), on         on: Updater and Argus leave the lane's records in the log
+pause_handler.NAME  off (default), on         on: Argus does not run this handler; what it wrote stays, the others run,
+                                              and rows that it is due for wait until it is off again
 =================== ========================= ==============================================================
 
 They lie in the topic SWITCHES, on Kafka a compacted one: the newest record of a name is its value.
@@ -41,6 +43,10 @@ _UNIT_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000
 PUBLISHING = "publishing"
 DROP_OLDER: dict[LaneName, str] = {lane: f"drop_older.{lane.value}" for lane in LANES}
 PAUSE: dict[LaneName, str] = {lane: f"pause.{lane.value}" for lane in LANES}
+PAUSE_HANDLER = "pause_handler."
+"""Before a handler's name. Which handlers there are is Argus' to know: one that does not exist is a switch without
+effect, which the command refuses."""
+_HANDLER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 _log = structlog.get_logger()
 
@@ -63,6 +69,12 @@ class Setting:
 DEFAULTS: dict[str, str] = {PUBLISHING: "on", **dict.fromkeys(DROP_OLDER.values(), "off")} | dict.fromkeys(
     PAUSE.values(), "off"
 )
+"""Of the switches that are always there."""
+
+
+def default_of(name: str) -> str:
+    """Return the value that a switch has until somebody sets it."""
+    return DEFAULTS.get(name, "off")
 
 
 def parse_age_us(text: str) -> int | None:
@@ -76,8 +88,9 @@ def parse_age_us(text: str) -> int | None:
 
 def check_setting(name: str, value: str) -> None:
     """Raise BadSwitch when there is no such switch or it cannot have this value."""
-    if name not in DEFAULTS:
-        raise BadSwitch(f"there is no switch {name!r}; there are {', '.join(DEFAULTS)}")
+    handler = name.removeprefix(PAUSE_HANDLER) if name.startswith(PAUSE_HANDLER) else None
+    if name not in DEFAULTS and (handler is None or not _HANDLER.fullmatch(handler)):
+        raise BadSwitch(f"there is no switch {name!r}; there are {', '.join(DEFAULTS)} and {PAUSE_HANDLER}HANDLER")
     if name in DROP_OLDER.values():
         parse_age_us(value)
     elif value not in ("on", "off"):
@@ -121,9 +134,10 @@ class Switches:
             self._looked = time.monotonic()
 
     def all(self) -> list[Setting]:
-        """Return every switch with its current setting."""
+        """Return every switch with its current setting; of handlers, those that were ever set."""
         self.refresh()
-        return [self._settings[name] for name in DEFAULTS]
+        with self._lock:
+            return [*self._settings.values()]
 
     def publishing(self) -> bool:
         """Return whether Gateway and Argus may publish."""
@@ -134,6 +148,14 @@ class Switches:
         """Return whether a lane is paused."""
         self.refresh()
         return self._settings[PAUSE[lane]].value == "on"
+
+    def paused_handlers(self) -> dict[str, Setting]:
+        """Return the handlers that are paused, with who paused them and why."""
+        return {
+            setting.name.removeprefix(PAUSE_HANDLER): setting
+            for setting in self.all()
+            if setting.name.startswith(PAUSE_HANDLER) and setting.value == "on"
+        }
 
     def paused_topics(self, topics: dict[LaneName, str]) -> list[str]:
         """Return the topics of those lanes that are paused: what a consumer leaves in the log."""

@@ -29,10 +29,16 @@ SWITCHES = "switches"
 """Switches and their audit: the newest record of a name is its value; every process follows it."""
 DROPS = "drops"
 """What was dropped by a switch or left out on purpose, counted by reason and lane per unit of work."""
+REPORTS_GROUP = "reports"
+COUNTS_TABLE = "drops"
+DROP_COUNTS = f"{REPORTS_GROUP}-{COUNTS_TABLE}-changelog"
+"""Counts of DROPS and DEAD_LETTERS, kept by the reports stage; the name is the one that Faust gives to a changelog."""
 
 GATEWAY_GROUP = "gateway"
 CHANGE_FEED = "ads_db.changes"
 """Pseudo-topic: the Gateway's position in the ads DB's change table, stored in one step with what it published."""
+GTID_SETS = "ads_db.gtid_sets"
+"""GTID sets of a MySQL that are too long to be stored with the Gateway's position; empty where none is."""
 REPO_FEED = "repo.changes"
 """Pseudo-topic: the WAL proxy's position in the Repo's change feed."""
 UPDATER_GROUP = "updater"
@@ -51,7 +57,9 @@ PARTITIONS: dict[str, int] = {
     DEAD_LETTERS: 1,
     SWITCHES: 1,
     DROPS: 1,
+    DROP_COUNTS: 1,
     CHANGE_FEED: 1,
+    GTID_SETS: 1,
     REPO_FEED: 1,
 }
 
@@ -59,6 +67,9 @@ PARTITIONS: dict[str, int] = {
 _DAY_MS = 24 * 3600 * 1000
 _COMPACTED = {"cleanup.policy": "compact", "segment.ms": str(_DAY_MS), "min.compaction.lag.ms": str(_DAY_MS)}
 """The newest record of every key stays for ever; the history of the last day stays whole."""
+
+STREAM_SETTINGS = _COMPACTED
+"""Of topics that a catalogue's own streams publish to: read by key, they have exactly the entities of the stream."""
 
 SETTINGS: dict[str, dict[str, str]] = {
     # A week: longer than any outage that is worth waiting for; the resync workflow repairs what is older.
@@ -70,8 +81,11 @@ SETTINGS: dict[str, dict[str, str]] = {
     DELTAS: {"retention.ms": str(7 * _DAY_MS)},
     BUDGETS: _COMPACTED,
     SWITCHES: _COMPACTED,
+    GTID_SETS: _COMPACTED,
     DEAD_LETTERS: {"retention.ms": str(30 * _DAY_MS)},
     DROPS: {"retention.ms": str(30 * _DAY_MS)},
+    # Only the newest value of a count is ever asked for: compacted each hour, so that a report reads little.
+    DROP_COUNTS: {"cleanup.policy": "compact", "segment.ms": str(_DAY_MS // 24), "min.cleanable.dirty.ratio": "0.1"},
     # The newest record is the mark that the position is checked with; the WAL proxy trims the others.
     REPO_FEED: {"retention.ms": "-1"},
 }

@@ -1,4 +1,4 @@
-"""Real servers for tests: one MySQL and one Kafka per test process, started on first use, gone at the end.
+"""Real servers for tests: one of each kind per test process, started on first use, gone at the end.
 
 Every test uses its own database or topic prefix on them. A test that kills or reconfigures a server starts its own:
 `own_stack`.
@@ -29,6 +29,12 @@ Stack(Path(sys.argv[1])).down()
 shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
 """Waits until the test process has ended, however it ended, and then stops its servers."""
+QUICK = {
+    "mysql": {"debug-no-sync": "", "innodb_flush_method": "nosync"},
+    "mysql8": {"innodb_flush_method": "nosync"},
+}
+"""Settings of servers that outlive no power cut: making the ads DB's tables, with dozens of syncs, is most of a test's
+time otherwise. What a kill -9 of the server leaves is the same, for the kernel has it."""
 
 
 @contextmanager
@@ -63,7 +69,7 @@ def up_or_skip(stack: Stack, names: Sequence[str]) -> dict[str, ServerInfo]:
 @pytest.fixture(scope="session")
 def shared_stack() -> Iterator[Stack]:
     """The stack of this test process; nothing runs in it before a test asks for it."""
-    with temporary_stack() as stack:
+    with temporary_stack(QUICK) as stack:
         yield stack
 
 
@@ -75,12 +81,18 @@ def kafka_server(shared_stack: Stack) -> ServerInfo:
 
 @pytest.fixture(scope="session")
 def mysql_server(shared_stack: Stack) -> ServerInfo:
-    """The MySQL server that all tests of this process share; use a database `ads_…` of your own."""
+    """The MariaDB server that all tests of this process share; use a database `ads_…` of your own."""
     return up_or_skip(shared_stack, ["mysql"])["mysql"]
+
+
+@pytest.fixture(scope="session")
+def oracle_mysql_server(shared_stack: Stack) -> ServerInfo:
+    """The server of Oracle's make that all tests of this process share; use a database `ads_…` of your own."""
+    return up_or_skip(shared_stack, ["mysql8"])["mysql8"]
 
 
 @pytest.fixture
 def own_stack() -> Iterator[Stack]:
     """A stack for one test that kills or stops servers; start them with `up_or_skip(own_stack, [...])`."""
-    with temporary_stack() as stack:
+    with temporary_stack(QUICK) as stack:
         yield stack

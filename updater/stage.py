@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import structlog
 
 from messaging import BadMessage
 from messaging.api import OutRecord, Record
 from messaging.dead_letters import dead_letter, out_record, parse
-from messaging.drops import drop_records, split_too_old
+from messaging.drops import TOO_OLD, drop_records, split_too_old
 from messaging.proto import adsindex_pb2 as pb
 from messaging.stage import StageContext
 from messaging.topics import LANES, SIGNALS, UPDATER_GROUP, UPDATES
 from storage_repo import Repo
-from updater.core import STAGE, UpdaterCore
+from updater.core import DUPLICATE, STAGE, STALE, UpdaterCore
 from updater.rpc import serve
 
 _BATCH = 256
@@ -35,26 +36,35 @@ def run(context: StageContext, repo: Repo) -> None:
     consumer = context.log.consumer(UPDATER_GROUP, topics, member=f"{STAGE}-{context.worker}")
     context.ready(port)
     due: float | None = None  # when positions of durable rows are to be stored
+    drops: list[OutRecord] = []  # of batches whose positions are not stored
+
+    def commit() -> None:
+        if drops:
+            context.log.publish(drops)
+            drops.clear()
+        consumer.commit()
+
     try:
         while not context.stop.is_set():
             context.beat()
             consumer.pause(context.switches.paused_topics(UPDATES))
             wait_s = _WAIT_SECONDS if due is None else max(0.0, due - time.monotonic())
             if records := consumer.poll(_BATCH, wait_s):
-                _process(context, core, records)
+                drops += _process(context, core, records)
                 due = due or time.monotonic() + _HOLD_SECONDS
             if due is not None and time.monotonic() >= due:
-                consumer.commit()
+                commit()
                 due = None
         if due is not None:
-            consumer.commit()
+            commit()
     finally:
         consumer.close()
         mirror.stop(grace=1).wait()
         context.metrics.flush(force=True)
 
 
-def _process(context: StageContext, core: UpdaterCore, records: list[Record]) -> None:
+def _process(context: StageContext, core: UpdaterCore, records: list[Record]) -> list[OutRecord]:
+    """Store a batch and send its dead letters; return what is to be recorded of dropped ones with the position."""
     started, cpu = time.perf_counter(), time.process_time()
     updates: list[pb.EntityUpdate] = []
     sources: list[Record] = []
@@ -76,16 +86,15 @@ def _process(context: StageContext, core: UpdaterCore, records: list[Record]) ->
         letter.topic, letter.partition, letter.offset = source.topic, source.partition, source.offset
     letters += outcome.dead_letters
     out: list[OutRecord] = [out_record(letter) for letter in letters]
-    out += drop_records(STAGE, dropped, context.metrics)
     if out:
         context.log.publish(out)
+    drops = drop_records(STAGE, dropped, context.metrics, TOO_OLD)
+    for reason, old in _old(updates, sources, outcome.results).items():
+        drops += drop_records(STAGE, old, context.metrics, reason)
     counts = Counter(result.outcome for result in outcome.results)
     metrics = context.metrics
     for name, amount in counts.items():
         metrics.count(f"updates:{name}", amount)
-    for name in ("stale", "duplicate"):
-        if counts[name]:
-            metrics.count(f"dropped:{name}_update", counts[name])
     for letter in letters:
         metrics.count(f"dead_letters:{letter.reason}")
     metrics.count("conflicts", outcome.conflicts)
@@ -105,3 +114,16 @@ def _process(context: StageContext, core: UpdaterCore, records: list[Record]) ->
         dead_letters=len(letters),
         ms=round(seconds * 1e3, 2),
     )
+    return drops
+
+
+def _old(
+    updates: Sequence[pb.EntityUpdate], sources: Sequence[Record], results: Sequence[pb.UpdateResult]
+) -> dict[str, list[pb.EntityUpdate]]:
+    """Return reason -> updates that change nothing because something newer, or they themselves, are stored."""
+    found: dict[str, list[pb.EntityUpdate]] = {}
+    for update, source, result in zip(updates, sources, results, strict=True):
+        if result.outcome in (STALE, DUPLICATE):
+            again = result.outcome == DUPLICATE and source.maybe_redelivered
+            found.setdefault(f"{'redelivered' if again else result.outcome}_update", []).append(update)
+    return found

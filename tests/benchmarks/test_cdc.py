@@ -15,7 +15,7 @@ import pymysql
 import pytest
 from sqlalchemy.engine import make_url
 
-from benchmarks import BenchmarkFailed, _cdc_debezium, cdc
+from benchmarks import BenchmarkFailed, _cdc_debezium, cdc, markdown_benchmark
 from benchmarks._cdc_rows import PER_STATEMENT, Application
 from benchmarks._cdc_tail import Tail
 from benchmarks._stack_servers import Servers
@@ -26,7 +26,7 @@ from messaging.proto import adsindex_pb2 as pb
 from messaging.topics import UPDATES
 from tests.support import IN_CI
 
-TINY = cdc.Sizes(bulk=1_200, single=1_200, repeats=1, peers=(cdc.DEBEZIUM,))
+TINY = cdc.Sizes(bulk=1_200, single=1_200, warm_ups=1, repeats=1, peers=(cdc.DEBEZIUM,))
 """More than one of the Gateway's batches of 500 between a row's insert and its update, so none become one message."""
 
 _ECHO = """
@@ -89,9 +89,44 @@ def test_a_ratio_above_one_means_that_ours_is_better(result: dict[str, Any]) -> 
         assert row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=0.01)
 
 
+def test_the_aim_is_judged_by_the_figures(result: dict[str, Any]) -> None:
+    """The note on the aim names the shapes in which the Gateway takes more processor time than Debezium, if any."""
+    (verdict,) = (note for note in result["notes"] if note.startswith("aim: "))
+    for shape in (cdc.BULK, cdc.SINGLE):
+        (row,) = (
+            row
+            for row in figures(result, shape, "cpu s/100,000 rows")
+            if row["case"].endswith(shape) and row["peer_name"] == cdc.DEBEZIUM
+        )
+        assert (shape in verdict) == (row["ours"] > row["peer"])
+    assert any(note.startswith("medians of 1 rounds after 1 to warm up") for note in result["notes"])
+
+
+def test_a_busy_machine_makes_fewer_rounds(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the time for it no further round is begun; the note says how many were counted."""
+    monkeypatch.setattr(cdc, "_LONGEST_S", 0.0)
+    given = Servers(servers.ads_db, servers.log.removesuffix("-") + "-busy-", servers.pids)
+    sizes = cdc.Sizes(bulk=400, single=10, warm_ups=3, repeats=50, peers=())
+    notes = cdc.run(quick=True, sizes=sizes, given=given)["notes"]
+    assert any(note.startswith("medians of 1 rounds after 1 to warm up") for note in notes)
+
+
+def test_a_result_is_printed_as_markdown(result: dict[str, Any]) -> None:
+    """Every figure is a row of one table, what is missing a dash, and every note stands below it."""
+    text = markdown_benchmark(result)
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + len(result["results"]) and {len(row) for row in rows} == {6}
+    for cells, row in zip(rows[2:], result["results"], strict=True):
+        assert cells[:2] == [row["case"], row["metric"]]
+        assert (cells[5] == "–") == (row["ratio"] is None)
+        if row["ours"] is not None:
+            assert float(cells[2].replace(",", "")) == pytest.approx(row["ours"], rel=1e-3)
+    assert all(f"* {note}" in text for note in result["notes"])
+
+
 def test_every_row_change_is_in_the_log(result: dict[str, Any], servers: Servers) -> None:
     """An independent recount: Kafka holds one update per row change, the last of each row with its final value."""
-    rounds = TINY.repeats + 1
+    rounds = TINY.warm_ups + TINY.repeats
     last: dict[str, tuple[int, int]] = {}
     count = 0
     with closing(open_kafka_log(servers.log)) as log:
@@ -119,7 +154,8 @@ def test_without_debezium_the_gateway_is_measured_and_the_lack_is_said(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert _cdc_debezium.missing_tools() == ["java", "javac", "mvn"]
     given = Servers(servers.ads_db, servers.log.removesuffix("-") + "-alone-", servers.pids)
-    result = cdc.run(quick=True, sizes=cdc.Sizes(bulk=1_000, single=10, repeats=1, peers=(cdc.DEBEZIUM,)), given=given)
+    sizes = cdc.Sizes(bulk=1_000, single=10, warm_ups=1, repeats=1, peers=(cdc.DEBEZIUM,))
+    result = cdc.run(quick=True, sizes=sizes, given=given)
     for row in figures(result, cdc.BULK, "rows/s"):
         assert row["ours"] > 0 and row["peer_name"] == cdc.DEBEZIUM and row["peer"] is None and row["ratio"] is None
     assert any(note.startswith("java and javac and mvn not found") for note in result["notes"])

@@ -44,7 +44,9 @@ def test_latency_and_costs_are_reported(result: dict[str, Any]) -> None:
     for name in (*STAGES, "mysql server", "kafka server"):
         assert ours[f"{name}: cpu us/update"] >= 0
     for hop in ("gateway", "updater", "wal_proxy", "argus"):
-        assert ours[f"queue:{hop}: p50 ms"] >= 0
+        for name in (hop, f"queue:{hop}"):
+            assert 0 <= ours[f"{name}: p50 ms"] <= ours[f"{name}: p99 ms"]
+    assert all(row["case"].endswith("per hop") for row in result["results"] if "queue:" in row["metric"])
 
 
 def test_every_update_was_measured(result: dict[str, Any]) -> None:

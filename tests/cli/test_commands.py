@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -13,7 +15,11 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from argus import CannotPause
 from cli.main import app
+from cli.runtime import open_log
+from messaging.home import Home
+from messaging.switches import Switches, set_switch
 from tests.end_to_end.command import adsindex, as_json, documents, running, stage_pids, until_idle
 
 pytestmark = pytest.mark.timeout(400)
@@ -155,3 +161,41 @@ def test_every_command_has_help() -> None:
             walk(child, (*path, name))
 
     walk(get_command(app), ())
+
+
+def test_up_until_idle_ends_when_only_switches_hold_something(home: Path) -> None:
+    """With a lane paused it ends with exit code 3 and says which switch holds how many; released, they flow."""
+    with closing(open_log(Home.open(home))) as log:
+        set_switch(log, "pause.high", "on", who="anna", why="storm")
+    with closing(sqlite3.connect(home / "ads.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE campaigns SET name = name || '!' WHERE id IN (1001, 1002)")
+    try:
+        ended = adsindex("up", "--until-idle", "--sample", "0", "--json", home=home, check=False)
+    finally:
+        with closing(open_log(Home.open(home))) as log:
+            set_switch(log, "pause.high", "off", who="anna", why="over")
+    assert ended.returncode == 3, ended.stderr
+    assert "pause.high is on (by anna: storm) and holds 2 in updates.high" in ended.stderr
+    assert "./adsindex switch set pause.high off" in ended.stderr
+    assert json.loads(ended.stdout)["held"] == [
+        {"switch": "pause.high", "value": "on", "place": "updates.high", "count": 2}
+    ]
+    assert until_idle(home)["held"] == []
+
+
+def test_a_handler_is_paused_by_command_with_audit(home: Path) -> None:
+    """One that must run, or is none, is refused in a sentence; another is paused, in the health as long as it is, and
+    in the history for good."""
+    for name, said in (("nope", "no handler 'nope'"), ("status_rollup", "what may serve")):
+        refused = CliRunner().invoke(
+            app, ["switch", "set", f"pause_handler.{name}", "on", "--why", "x", "--home", str(home)]
+        )
+        assert isinstance(refused.exception, CannotPause) and said in str(refused.exception)
+    name = "pause_handler.price"
+    adsindex("switch", "set", name, "on", "--why", "slow", "--who", "anna", home=home)
+    assert f"switch {name} is on, set by anna: slow" in as_json("status", home=home)["problems"]
+    with closing(open_log(Home.open(home))) as log:
+        set_switch(log, name, "off", who="ben", why="mended")
+        switches = Switches(log)
+        switches.refresh(force=True)
+        assert [(s.name, s.value, s.who) for s in switches.history][-2:] == [(name, "on", "anna"), (name, "off", "ben")]

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from argus import load_registry
+from argus import load_registry, paused_handlers
 from argus.core import ArgusCore
 from argus.sources import CachedSource, PerformanceDb
 from argus.stage import positions_after
-from catalog import load_catalog
+from catalog import Catalog, load_catalog
 from debug_ui.backends import Backends
 from gateway import AdsDb, Materializer, SqliteChangeFeed
 from gateway._rows import SqliteRowSource
@@ -25,6 +25,7 @@ from messaging.headers import now_us
 from messaging.home import Home
 from messaging.metrics import StageMetrics
 from messaging.proto import adsindex_pb2 as pb
+from messaging.switches import Switches
 from messaging.topics import (
     ARGUS_GROUP,
     BUDGETS,
@@ -60,15 +61,16 @@ class Pipeline:
     positions: dict[str, dict[int, int]] = field(default_factory=lambda: {DELTAS: {}, BUDGETS: {}})
 
     @classmethod
-    def open(cls, root: Path) -> Pipeline:
-        """Open an empty home."""
+    def open(cls, root: Path, catalog: Catalog | None = None, *, capture: bool = True) -> Pipeline:
+        """Open an empty home, by default with the built-in catalogue."""
         home = Home.open(root)
-        catalog = load_catalog()
+        catalog = catalog or load_catalog()
         log = open_embedded_log(home.log, home.wake)
         ensure_topics(log)
         repo = EmbeddedRepo.open(home.store, RepoSchema.of(catalog.repo_tables()), wake_dir=home.wake)
         ads_db = AdsDb.open(home.ads_db)
-        ads_db.ensure_capture(catalog)
+        if capture:
+            ads_db.ensure_capture(catalog)
         index = Index(catalog)
         source = CachedSource("performance", PerformanceDb(home.performance_db))
         backends = Backends(home=home, catalog=catalog, log=log, repo=repo, ads_db=ads_db, serving=index)
@@ -78,7 +80,13 @@ class Pipeline:
 
     @cached_property
     def _argus(self) -> ArgusCore:
-        return ArgusCore(self.backends.repo, self.registry, {"performance": self.source}, code_version="test")
+        return ArgusCore(
+            self.backends.repo,
+            self.registry,
+            {"performance": self.source},
+            code_version="test",
+            paused=lambda: paused_handlers(Switches(self.log)),
+        )
 
     @property
     def log(self) -> Log:

@@ -17,6 +17,7 @@ from manas import ManasUnavailable
 from messaging import OutRecord
 from messaging.headers import new_header, now_us
 from messaging.proto import adsindex_pb2 as pb
+from messaging.switches import set_switch
 from messaging.topics import BUDGETS, DELTAS, NOTIFICATIONS
 from storage_repo import Origin
 from tests.debug_ui.pipeline import Pipeline
@@ -335,3 +336,31 @@ def test_unknown_campaign(pipeline: Pipeline) -> None:
         diagnose_campaign(pipeline.backends, 999)
     with pytest.raises(BadInput, match="whole number"):
         diagnose_campaign(pipeline.backends, "1; DROP TABLE ads")
+
+
+def test_a_paused_lane_is_named_with_its_switch(pipeline: Pipeline) -> None:
+    """Where an update waits because somebody paused its lane, who and why are evidence, and the way out is the fix."""
+    pipeline.sql("UPDATE ad_groups SET bid_micros = 3000000 WHERE id = 10")
+    pipeline.run("gateway")
+    set_switch(pipeline.log, "pause.high", "on", who="anna", why="storm")
+    diagnosis = diagnosed(pipeline)
+    assert diagnosis.cause == "repo"
+    assert any(e.what == "switch pause.high" and "anna: storm" in e.where for e in diagnosis.steps[-1].evidence)
+    assert "./adsindex switch set pause.high off" in diagnosis.steps[-1].fix[0]
+    set_switch(pipeline.log, "pause.high", "off", who="anna", why="over")
+    set_switch(pipeline.log, "publishing", "off", who="ben", why="move")
+    pipeline.run("gateway", "updater", "wal_proxy")
+    diagnosis = diagnosed(pipeline)
+    assert diagnosis.cause == "document"
+    assert any(e.what == "switch publishing" and "ben: move" in e.where for e in diagnosis.steps[-1].evidence)
+    assert "./adsindex switch set publishing on" in diagnosis.steps[-1].fix[0]
+
+
+def test_a_paused_handler_explains_a_stale_document(pipeline: Pipeline) -> None:
+    """A document that still serves with what a paused handler wrote before says who paused it and why."""
+    set_switch(pipeline.log, "pause_handler.bid", "on", who="anna", why="wrong rates")
+    pipeline.sql("UPDATE ad_groups SET bid_micros = 3000000 WHERE id = 10")
+    pipeline.run()
+    diagnosis = diagnosed(pipeline)
+    assert diagnosis.healthy
+    assert any("bid" in note and "anna: wrong rates" in note for note in diagnosis.notes)

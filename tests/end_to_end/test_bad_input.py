@@ -91,6 +91,25 @@ def test_values_that_do_not_fit_their_columns_are_counted_and_the_rest_of_the_ro
     assert "brand" not in document
 
 
+def test_a_control_value_left_out_for_its_entity_s_size_blocks_the_ad(
+    pipeline: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A targeting spec that makes its ad group too large is refused, not taken for none, which would lift the
+    targeting: its ad stops, the letter says why, and shortened it serves again."""
+    monkeypatch.setattr("gateway.materialize.MAX_UPDATE_BYTES", 2_000)  # 4 MiB take many columns at their limits
+    sql = pipeline.backends.ads_db.execute
+    spec = '{"gender": ["F"]' + " " * 3_000 + "}"
+    sql(f"INSERT INTO targeting_specs (ad_group_id, spec) VALUES (1, '{spec}')")
+    pipeline.until_idle()
+    assert serving(pipeline) == {"2"}
+    assert pipeline.backends.serving.search({"gender": "F"}, 0)["total"] == 1
+    (letter,) = letters(pipeline)
+    assert (letter.reason, letter.table, letter.row) == ("entity_too_large", "ad_group", "1")
+    sql("""UPDATE targeting_specs SET spec = '{"gender": ["F"]}'""")
+    pipeline.until_idle()
+    assert pipeline.backends.serving.search({"gender": "F"}, 0)["total"] == 2
+
+
 def test_a_status_nobody_knows_never_counts_as_active(pipeline: InProcess) -> None:
     """An unknown status stops the campaign: what cannot be understood must not serve."""
     pipeline.backends.ads_db.execute("UPDATE campaigns SET status = 'on'")

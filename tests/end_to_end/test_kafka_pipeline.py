@@ -1,10 +1,11 @@
-"""The whole pipeline over Kafka: the same documents as over the embedded log, also with parts of it killed."""
+"""The real ads through MySQL and Kafka: the same documents and answers as embedded, also with parts of it killed."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sqlite3
+import subprocess
+import sys
 import time
 import uuid
 from contextlib import closing
@@ -13,55 +14,63 @@ from pathlib import Path
 from cli.runtime import process_file
 from compose import Stack
 from messaging.home import Home
-from tests.end_to_end.command import as_json, documents, running, until_idle
+from tests.end_to_end.command import adsindex, as_json, documents, environment, running, until_idle
+from tests.end_to_end.oracle import RealAds
+from tests.end_to_end.test_real_ads import check_answers, load
+from tests.gateway.mysql_support import Ads
 from tests.stack_support import up_or_skip
+from tests.support import ROOT
 
-SAMPLE = ("--sample", "300")
-
-
-def _on_kafka(tmp_path: Path, url: str) -> Path:
-    home = tmp_path / "kafka"
-    as_json("topics", "apply", "--log", f"{url}/e{uuid.uuid4().hex[:8]}-", home=home)
-    return home
+RENAME = "UPDATE ads SET name = {} WHERE id % 3 = {}"
+VICTIMS = ("gateway-0", "kafka", "updater-0", "argus-0")
 
 
-def _touch(home: Path, word: str) -> None:
-    with closing(sqlite3.connect(home / "ads.db", timeout=30, isolation_level=None)) as connection:
-        connection.execute("UPDATE ads SET name = name || ?", (word,))
-        connection.execute("UPDATE campaigns SET name = name || ?", (word,))
-
-
-def test_same_documents_with_a_worker_and_the_broker_killed(own_stack: Stack, tmp_path: Path) -> None:
-    """Gateway, Updater, Argus and the broker are killed -9 while updates flow; in the end the documents are the ones
-    that the embedded pipeline makes of the same ads, and nothing was dropped."""
-    url = up_or_skip(own_stack, ["kafka"])["kafka"].url
-    embedded = tmp_path / "embedded"
-    until_idle(embedded, *SAMPLE)
-    for word in ("a", "b", "c"):
-        _touch(embedded, word)
+def test_real_ads_over_mysql_and_kafka_with_parts_killed(own_stack: Stack, data: Path, tmp_path: Path) -> None:
+    """Gateway, broker, Updater and Argus are killed -9 one after the other while the ads are loaded and changed; in the
+    end documents and answers are those of the embedded pipeline, nothing was dropped, and the snapshot is proved."""
+    servers = up_or_skip(own_stack, ["mysql", "kafka"])
+    real = RealAds(data)
+    embedded, home = tmp_path / "embedded", tmp_path / "kafka"
+    load(embedded, real)
+    for rest in range(3):
+        adsindex("sql", RENAME.format("name || '!'", rest), home=embedded)
     until_idle(embedded)
 
-    home = _on_kafka(tmp_path, url)
-    until_idle(home, *SAMPLE)
-    with running(home):
-        for word, victim in (("a", "gateway-0"), ("b", "kafka"), ("c", "updater-0")):
-            _touch(home, word)
-            time.sleep(0.3)
-            if victim == "kafka":
-                own_stack.kill("kafka")
-                own_stack.restart("kafka")
-            else:
-                _kill(home, victim)
-        _kill(home, "argus-0")
-        time.sleep(2)
-    report = until_idle(home)
-    assert report["dropped"].get("too_old", 0) == 0
-    assert documents(home) == documents(embedded)
+    log = f"{servers['kafka'].url}/e{uuid.uuid4().hex[:8]}-"
+    with closing(Ads(servers["mysql"].url)) as ads:
+        as_json("topics", "apply", "--log", log, home=home)
+        with running(home, "--ads-db", ads.url, "--log", log, "--sample", "0"):
+            adsindex("load", real.products_csv, "--mapping", "flipkart_products", home=home)
+            loading = subprocess.Popen(
+                [sys.executable, "-m", "cli.main", "load", str(real.ads_csv), "--mapping", "kag_facebook_ads",
+                 "--home", str(home)], cwd=ROOT, env=environment(),
+            )  # fmt: skip
+            _end(home, own_stack, VICTIMS[0])
+            assert loading.wait(120) == 0
+            for rest, victim in enumerate(VICTIMS[1:]):
+                ads.run(RENAME.format("CONCAT(name, '!')", rest))
+                _end(home, own_stack, victim)
+        report = until_idle(home)
+        assert report["dropped"].get("too_old", 0) == 0
+        assert report["dead_lettered"] == {}
+        assert report["documents"] == len(real.ads)
+        assert documents(home) == documents(embedded)
+        check_answers(home, tmp_path, real, {ad["ad_id"]: (ad["age"], ad["gender"], ad["interest"]) for ad in real.ads})
+        proof = as_json("report", "snapshot", home=home)
+        assert (proof["equal"], proof["differ"], proof["too_many"]) == (True, [], [])
+        assert proof["ranges"] > 3
+        ads.run("UPDATE ads SET name = 'while the Gateway is down' LIMIT 1")
+        assert adsindex("report", "snapshot", home=home, check=False).returncode == 1
 
 
-def _kill(home: Path, process: str) -> None:
+def _end(home: Path, stack: Stack, victim: str) -> None:
+    """Kill a process of the pipeline, which its supervisor starts again, or the broker, which is started here."""
+    if victim == "kafka":
+        stack.kill("kafka")
+        stack.restart("kafka")
+        return
     deadline = time.monotonic() + 60
-    while (values := process_file(Home.open(home), process).read()) is None:
-        assert time.monotonic() < deadline, f"{process} does not run"
+    while (values := process_file(Home.open(home), victim).read()) is None:
+        assert time.monotonic() < deadline, f"{victim} does not run"
         time.sleep(0.05)
     os.kill(int(values["pid"]), signal.SIGKILL)

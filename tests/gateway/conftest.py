@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from compose import ServerInfo, Stack
+from compose import ServerInfo
 from messaging.home import Home
 from tests.gateway.gateway_support import Captured
-from tests.gateway.mysql_support import Ads, Tail, admin_url, client
-from tests.stack_support import mysql_server, own_stack, shared_stack
+from tests.gateway.mysql_support import Ads, Tail, client
+from tests.stack_support import mysql_server, oracle_mysql_server, own_stack, shared_stack
 
-__all__ = ["mysql_server", "own_stack", "shared_stack"]
+__all__ = ["mysql_server", "oracle_mysql_server", "own_stack", "shared_stack"]
 
 
 @pytest.fixture
@@ -33,9 +33,22 @@ def home(tmp_path: Path) -> Home:
 
 
 @pytest.fixture
-def mysql(mysql_server: ServerInfo) -> Iterator[Ads]:
-    """An empty ads DB on the shared MySQL server."""
-    ads = Ads(mysql_server.url)
+def kind() -> str:
+    """The name in the stack of the server that a test runs on: MariaDB, unless `on_both_servers` says otherwise."""
+    return "mysql"
+
+
+@pytest.fixture
+def server(kind: str, request: pytest.FixtureRequest) -> ServerInfo:
+    """The shared server of the kind that the test runs on."""
+    found: ServerInfo = request.getfixturevalue("mysql_server" if kind == "mysql" else "oracle_mysql_server")
+    return found
+
+
+@pytest.fixture
+def mysql(server: ServerInfo) -> Iterator[Ads]:
+    """An empty ads DB on the shared server."""
+    ads = Ads(server.url)
     yield ads
     ads.close()
 
@@ -50,7 +63,7 @@ def tail(mysql: Ads, tmp_path: Path) -> Iterator[Tail]:
 
 
 @pytest.fixture
-def mysql_admin(shared_stack: Stack, mysql_server: ServerInfo) -> Iterator[Any]:
+def mysql_admin(server: ServerInfo) -> Iterator[Any]:
     """A connection of the shared server's administrator."""
-    with closing(client(admin_url(shared_stack, mysql_server))) as connection:
+    with closing(client(server.admin_url)) as connection:
         yield connection

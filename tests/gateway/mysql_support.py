@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pymysql
+import pytest
 from sqlalchemy.engine import make_url
 
 from catalog import load_catalog
-from compose import ServerInfo, Stack
-from compose.mysql import MySqlServer
+from compose import ServerInfo
 from gateway import Change, Materialized, Materializer, MysqlAdsDb, stage
 from gateway.backends import open_rows
 from gateway.binlog import BinlogChangeFeed
@@ -29,6 +29,9 @@ from messaging.topics import CHANGE_FEED, GATEWAY_GROUP, UPDATES, ensure_topics
 from tests.gateway.gateway_support import eventually, values_of
 
 CATALOG = load_catalog()
+
+on_both_servers = pytest.mark.parametrize("kind", ["mysql", "mysql8"], ids=["mariadb", "mysql8"])
+"""Run a test on MariaDB and on Oracle's MySQL: see the fixtures `kind`, `server` and `mysql`."""
 
 
 def client(url: str, **settings: Any) -> Any:
@@ -44,13 +47,6 @@ def client(url: str, **settings: Any) -> Any:
         autocommit=True,
         **settings,
     )
-
-
-def admin_url(stack: Stack, server: ServerInfo) -> str:
-    """Return the URL of a server's administrator."""
-    mysql = stack._servers["mysql"]
-    assert isinstance(mysql, MySqlServer)
-    return mysql.admin_url(server.port)
 
 
 def run(connection: Any, *statements: str) -> list[tuple[Any, ...]]:
@@ -243,14 +239,36 @@ def wait_idle(url: str, log: Log, timeout_s: float = 60.0) -> None:
         eventually(lambda: feed_lag(db, log).waiting == 0, timeout_s)
 
 
+def numbers(count: int) -> str:
+    """Return a table expression with the numbers 1 to `count` in its column seq, as any server makes it."""
+    digits = " UNION ALL ".join(f"SELECT {digit} AS d" for digit in range(10))
+    places = range(len(str(count)))
+    total = " + ".join(f"p{place}.d * {10**place}" for place in places)
+    tables = " CROSS JOIN ".join(f"({digits}) AS p{place}" for place in places)
+    return f"(SELECT {total} AS seq FROM {tables} HAVING seq BETWEEN 1 AND {count}) AS numbers"
+
+
 def seed(ads: Ads, campaigns: int, ads_per_campaign: int = 2) -> None:
     """Fill an ads DB by set statements."""
     ads.run(
-        f"INSERT INTO campaigns (id, advertiser_id, name) SELECT seq, 1, CONCAT('c', seq) FROM seq_1_to_{campaigns}",
-        f"INSERT INTO budgets (campaign_id, daily_micros) SELECT seq, seq FROM seq_1_to_{campaigns}",
+        f"INSERT INTO campaigns (id, advertiser_id, name) SELECT seq, 1, CONCAT('c', seq) FROM {numbers(campaigns)}",
+        f"INSERT INTO budgets (campaign_id, daily_micros) SELECT seq, seq FROM {numbers(campaigns)}",
         f"INSERT INTO ads (id, ad_group_id, name) SELECT seq, seq, CONCAT('a', seq) FROM "
-        f"seq_1_to_{campaigns * ads_per_campaign}",
+        f"{numbers(campaigns * ads_per_campaign)}",
     )
 
 
-__all__ = ["Ads", "ServerInfo", "Tail", "client", "newest", "recount", "run", "seed", "stage_on", "wait_idle"]
+__all__ = [
+    "Ads",
+    "ServerInfo",
+    "Tail",
+    "client",
+    "newest",
+    "numbers",
+    "on_both_servers",
+    "recount",
+    "run",
+    "seed",
+    "stage_on",
+    "wait_idle",
+]

@@ -9,8 +9,8 @@ import pytest
 
 from gateway.sqlite_ads_db import SqliteAdsDb
 from messaging import open_embedded_log
-from messaging.drops import report_drops
 from messaging.home import Home
+from messaging.reports import report_drops
 from messaging.switches import DROP_OLDER, set_switch
 from messaging.topics import ensure_topics
 from tests.gateway.gateway_support import eventually, published, running, wait_published

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pymysql
 import pytest
 
 from batch_workflows.refresh import Resynced, resync
@@ -23,7 +24,9 @@ from gateway.binlog import SESSION_BITS
 from storage_repo import Origin, RepoSchema
 from storage_repo.embedded import EmbeddedRepo
 from tests.gateway.gateway_support import values_of
-from tests.gateway.mysql_support import Ads, Tail, newest, run, seed
+from tests.gateway.mysql_support import Ads, Tail, newest, numbers, on_both_servers, run, seed
+
+pytestmark = on_both_servers
 
 
 def test_one_message_per_entity_of_a_transaction(mysql: Ads, tail: Tail) -> None:
@@ -42,9 +45,9 @@ def test_one_message_per_entity_of_a_transaction(mysql: Ads, tail: Tail) -> None
     assert (values["name"], values["budget_daily_micros"]) == ("b", 6)
 
 
-def test_rolled_back_and_foreign_rows_are_absent(mysql: Ads, tail: Tail, mysql_server: ServerInfo) -> None:
+def test_rolled_back_and_foreign_rows_are_absent(mysql: Ads, tail: Tail, server: ServerInfo) -> None:
     """What was rolled back, and what happens in another database, is no change; the position follows all the same."""
-    other = Ads(mysql_server.url)
+    other = Ads(server.url)
     mysql.app.begin()
     run(mysql.app, "INSERT INTO campaigns (id, advertiser_id) VALUES (1, 1)")
     mysql.app.rollback()
@@ -85,7 +88,7 @@ def test_position_is_of_transaction_ends(mysql: Ads, tail: Tail, tmp_path: Path,
     tail.drain()
     before = tail.stored()
     assert bool(before["gtid"]) is not by_file
-    mysql.run("INSERT INTO ads (id, ad_group_id) SELECT seq + 10, 1 FROM seq_1_to_6000")
+    mysql.run(f"INSERT INTO ads (id, ad_group_id) SELECT seq + 10, 1 FROM {numbers(6000)}")
     half: list[object] = []
 
     def some(batch: list[object], _: object) -> bool:
@@ -105,7 +108,7 @@ def test_position_is_of_transaction_ends(mysql: Ads, tail: Tail, tmp_path: Path,
 
 def test_hundred_thousand_rows_in_bounded_memory(mysql: Ads, tail: Tail) -> None:
     """A transaction of 100,000 rows is read in pieces: every row comes once, and memory hardly grows."""
-    mysql.run("INSERT INTO ads (id, ad_group_id, name) SELECT seq, 1, REPEAT('x', 200) FROM seq_1_to_100000")
+    mysql.run(f"INSERT INTO ads (id, ad_group_id, name) SELECT seq, 1, REPEAT('x', 200) FROM {numbers(100_000)}")
     deadline = time.monotonic() + 30
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     keys: Counter[object] = Counter()
@@ -221,6 +224,21 @@ def test_session_that_logs_otherwise(mysql: Ads, tail: Tail, mysql_admin: Any, s
     found = run(mysql.app, "SELECT a.name, p.brand FROM ads a, pins p")[0]
     assert "changed" in found
     assert ((states["ad", "1"] or {})["name"], (states["pin", "p"] or {})["brand"]) == found
+
+
+def test_session_that_logs_json_in_pieces(mysql: Ads, tail: Tail, kind: str, mysql_admin: Any) -> None:
+    """MySQL's partial JSON updates have no whole rows: their table is sent again, and the stream goes on."""
+    if kind == "mysql":  # MariaDB has nothing like it: its JSON is text
+        with pytest.raises(pymysql.err.OperationalError, match="Unknown system variable"):
+            run(mysql_admin, "SET SESSION binlog_row_value_options = 'PARTIAL_JSON'")
+        return
+    mysql.run("ALTER TABLE pins ADD COLUMN js JSON", "INSERT INTO pins (id, js) VALUES ('p', '{\"a\": [1, 2, 3]}')")
+    tail.drain()
+    run(mysql_admin, f"USE {mysql.name}", "SET SESSION binlog_row_value_options = 'PARTIAL_JSON'")
+    run(mysql_admin, "UPDATE pins SET js = JSON_SET(js, '$.a[1]', 7), brand = 'changed'")
+    changes, _, _ = tail.drain()
+    assert [(c.source_table, c.key, c.backfill) for c in changes] == [("pins", "p", True)]
+    assert (newest(tail.log)["pin", "p"] or {})["brand"] == "changed"
 
 
 def test_truncate_is_never_silent(mysql: Ads, tail: Tail, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -13,12 +15,15 @@ from typing import Any
 import pytest
 
 from catalog import DEFAULT_CATALOG, Catalog, InvalidCatalog, load_catalog
-from gateway import Change, Materializer, stage
+from compose import ServerInfo
+from gateway import Change, Materializer, MissingTopic, stage
 from gateway.streams import Entity, Published, streams_of
 from messaging import open_embedded_log
 from messaging.home import Home
+from messaging.kafka import KafkaLog, open_kafka_log
 from messaging.proto import adsindex_pb2 as pb
 from messaging.topics import BUDGETS, UPDATES
+from tests.end_to_end.command import adsindex, as_json
 from tests.gateway.gateway_support import Captured, context_of, values_of, wait_published
 
 PAUSED = """
@@ -144,6 +149,33 @@ def test_the_topic_read_by_key_has_exactly_the_matching_entities(paused: Catalog
             context.stop.set()
             thread.join(20)
         assert not thread.is_alive()
+
+
+def test_on_kafka_a_stream_s_topic_is_made_by_topics_apply_only(kafka_server: ServerInfo, tmp_path: Path) -> None:
+    """`check` names the missing topic, `up` and the Gateway refuse to start with the command, `apply` creates it,
+    compacted, and then the stage starts."""
+    home, file = Home.open(tmp_path / "home"), with_streams(tmp_path)
+    url = f"{kafka_server.url}/s{uuid.uuid4().hex[:8]}-"
+    as_json("topics", "apply", "--log", url, home=home.root)  # of the home's catalogue: the built-in one
+    refused = adsindex("up", "--catalog", file, "--sample", "0", home=home.root, check=False)
+    assert refused.returncode == 1
+    assert "campaigns.paused" in refused.stderr and "./adsindex topics apply" in refused.stderr
+    missing = json.loads(adsindex("topics", "check", "--catalog", file, "--json", home=home.root, check=False).stdout)
+    assert [(f["topic"], f["found"]) for f in missing["findings"]] == [("campaigns.paused", "missing")]
+    with closing(open_kafka_log(url, create_topics=False)) as log:
+        context = context_of(home, log, lambda _: context.stop.set())
+        context.catalog = load_catalog(file)
+        with pytest.raises(MissingTopic, match=r"paused_campaigns.*topics apply"):
+            stage.run(context)
+        assert "campaigns.paused" not in log.topics()
+        assert as_json("topics", "apply", "--catalog", file, home=home.root)["ok"]
+        stage.run(context)  # its ready call stops it
+        assert context.stop.is_set()
+        assert log.topics()["campaigns.paused"] == 2
+        assert isinstance(log, KafkaLog)
+        assert log.admin.settings_of(["campaigns.paused"], ["cleanup.policy"]) == {
+            "campaigns.paused": {"cleanup.policy": "compact"}
+        }
 
 
 def members(log: Any, topic: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from messaging.headers import leave, new_header, now_us
 from messaging.home import Home
 from messaging.metrics import StageMetrics
 from messaging.proto import adsindex_pb2 as pb
+from messaging.reports import report_drops
 from messaging.stage import StageContext
 from messaging.topics import BUDGETS, DEAD_LETTERS, DELTAS, ensure_topics
 from tests.manas.support import CATALOG, VALUES, budget, delta, document, ids, tombstone, write_segment
@@ -189,7 +190,27 @@ def test_malformed_records_become_one_dead_letter_each(log: Log, start: Callable
     [letter] = [letter for letter in letters if letter.reason == "bad_document"]
     assert (letter.stage, letter.row, letter.topic, letter.payload_type) == ("manas", "7", DELTAS, "DocumentDelta")
     assert pb.DocumentDelta.FromString(letter.payload) == bad
-    assert StageMetrics(stage._context.home.metrics, "manas").counters["dead_letter:bad_document"] == 1
+    assert StageMetrics(stage._context.home.metrics, "manas").counters["dead_letters:bad_document"] == 1
+
+
+def test_what_is_too_old_for_serving_is_in_the_report(home: Home, log: Log) -> None:
+    """Stale and repeated documents and budgets are counted by reason and lane, once, also over a restart that reads
+    all of them again; what is applied is not."""
+    low = pb.Header(lane=pb.LANE_LOW)
+    old: list[pb.DocumentDelta | pb.BudgetState] = [delta(document(1), 5), delta(document(1), 4), budget(7, 1)]
+    for message in old:
+        message.header.CopyFrom(low)
+    _publish(log, delta(document(1), 5), delta(document(2), 5), budget(7, 2), *old)
+    for _ in range(2):
+        follower = Follower(home.base, log, Index(CATALOG), StageMetrics(home.metrics, "manas"))
+        follower.start()
+        follower.catch_up()
+        follower.commit()
+    assert [(line.stage, line.reason, line.lane, line.count, line.entities) for line in report_drops(log)] == [
+        ("manas", "duplicate_delta", "low", 1, ("delta/1",)),
+        ("manas", "stale_budget", "low", 1, ("budget/7",)),
+        ("manas", "stale_delta", "low", 1, ("delta/1",)),
+    ]
 
 
 def test_stored_positions_never_go_back_during_a_replay(home: Home, log: Log) -> None:

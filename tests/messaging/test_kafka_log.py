@@ -153,6 +153,28 @@ def test_restarted_worker_takes_its_place_at_once(kafka: KafkaLog, url: str) -> 
         again.commit()
 
 
+@pytest.mark.parametrize("wait_s", [0.0, 0.05, 0.1, 0.5])
+def test_two_groups_polled_in_turn_both_join(kafka: KafkaLog, wait_s: float) -> None:
+    """One thread polls a member of one group for a moment and one of another not waiting at all, as Argus does: both
+    are in their groups within seconds, though no poll is as long as a join takes."""
+    topics = ["high", "medium", "low"]
+    for topic in (*topics, "deferred"):
+        kafka.ensure_topic(topic, 8)
+    kafka.publish(out("high", 20, keys=20) + out("deferred", 5, keys=5))
+    first, second = kafka.consumer("g", topics, member="a-0"), kafka.consumer("g-deferred", ["deferred"], member="a-0")
+    deadline = time.monotonic() + 8
+    got: dict[str, set[int]] = {"high": set(), "deferred": set()}
+    while (len(got["high"]), len(got["deferred"])) != (20, 5):
+        assert time.monotonic() < deadline, f"not in the group: {[topic for topic, seen in got.items() if not seen]}"
+        for record in (*first.poll(10, wait_s), *second.poll(10, 0.0)):
+            got[record.topic].add(int(record.value))
+        time.sleep(0.02)  # the work between two polls, in which a join may end
+    for consumer in (first, second):
+        consumer.commit()
+        consumer.close()
+    assert kafka.committed("g", "high") == kafka.end_offsets("high")
+
+
 def test_broker_killed_and_restarted(own_stack: Stack) -> None:
     """With the broker killed in mid-run, publishers wait, pollers get nothing, and both go on: nothing is lost."""
     url = up_or_skip(own_stack, ["kafka"])["kafka"].url + FAST_SESSIONS

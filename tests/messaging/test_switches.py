@@ -11,11 +11,12 @@ import pytest
 
 from catalog import LaneName
 from messaging import Log, OutRecord
-from messaging.drops import drop_records, report_drops, split_too_old
+from messaging.drops import drop_records, split_too_old
 from messaging.headers import now_us
 from messaging.metrics import StageMetrics
 from messaging.proto import adsindex_pb2 as pb
-from messaging.switches import DEFAULTS, LOOK_SECONDS, BadSwitch, Switches, parse_age_us, set_switch
+from messaging.reports import report_drops
+from messaging.switches import DEFAULTS, LOOK_SECONDS, BadSwitch, Switches, default_of, parse_age_us, set_switch
 from messaging.topics import LANE_NUMBER, LANES, SWITCHES, UPDATES, ensure_topics
 from tests.messaging.log_backends import Backend
 
@@ -71,7 +72,15 @@ def test_newest_setting_wins_and_the_audit_stays(topics: Log) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "why"),
-    [("nope", "on", "x"), ("publishing", "maybe", "x"), ("drop_older.high", "10", "x"), ("publishing", "off", " ")],
+    [
+        ("nope", "on", "x"),
+        ("publishing", "maybe", "x"),
+        ("drop_older.high", "10", "x"),
+        ("publishing", "off", " "),
+        ("pause_handler.", "on", "x"),
+        ("pause_handler.a b", "on", "x"),
+        ("pause_handler.bid", "10m", "x"),
+    ],
 )
 def test_bad_setting_is_refused(topics: Log, name: str, value: str, why: str) -> None:
     """An unknown switch, a value that it cannot have, and a setting without a reason change nothing."""
@@ -169,3 +178,16 @@ def test_paused_topic_stays_in_the_log(log: Log) -> None:
     assert [r.topic for r in consumer.poll(100, 2)] == ["high"] * 10
     consumer.commit()
     assert sum(log.committed("g", "high").values()) == 10
+
+
+def test_a_handler_s_switch_is_made_by_setting_it(backend: Backend, topics: Log) -> None:
+    """Any handler can be paused by its name; others see who did it and why, and it stays in the list when resumed."""
+    set_switch(topics, "pause_handler.pin.price-2", "on", who="anna", why="slow")
+    other = backend.open()
+    switches = Switches(other)
+    assert {name: s.why for name, s in switches.paused_handlers().items()} == {"pin.price-2": "slow"}
+    set_switch(topics, "pause_handler.pin.price-2", "off", who="anna", why="mended")
+    switches.refresh(force=True)
+    assert switches.paused_handlers() == {}
+    assert switches.all()[-1].value == default_of("pause_handler.pin.price-2") == "off"
+    other.close()

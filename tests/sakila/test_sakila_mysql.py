@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +20,7 @@ from cli.inprocess import InProcess
 from cli.settings import choose
 from compose import ServerInfo
 from messaging.home import Home
+from tests.end_to_end.command import as_json
 from tests.sakila import castings
 from tests.sakila.films import CATALOG, LIVE_CHANGES, Films, LiveChange, check_searches
 from tests.support import data_directory
@@ -64,10 +66,10 @@ class Sakila:
             cursor.execute(sql)
             return list(cursor.fetchall())
 
-    def home(self, folder: Path) -> Home:
+    def home(self, folder: Path, **settings: str) -> Home:
         """Return a new home that follows this database."""
         home = Home.open(folder)
-        choose(home, ads_db=self.url.render_as_string(hide_password=False))
+        choose(home, ads_db=self.url.render_as_string(hide_password=False), **settings)
         return home
 
 
@@ -104,3 +106,21 @@ def test_rows_with_a_key_of_two_columns_are_documents(mysql_server: ServerInfo, 
     with InProcess(sakila.home(tmp_path / "home"), load_catalog(castings.CATALOG)) as pipeline:
         pipeline.until_idle(240)
         castings.follow(pipeline, sakila.query)
+
+
+def test_films_over_kafka_follow_live_changes(
+    mysql_server: ServerInfo, kafka_server: ServerInfo, tmp_path: Path
+) -> None:
+    """With the real log between the stages too: all documents and answers are SQL's, before and after every change."""
+    sakila = Sakila(mysql_server, "ads_sakila_kafka")
+    home = sakila.home(tmp_path / "home", log=f"{kafka_server.url}/sakila{uuid.uuid4().hex[:8]}-")
+    as_json("topics", "apply", home=home.root)
+    with InProcess(home, load_catalog(CATALOG)) as pipeline:
+        films = Films(pipeline, sakila.query, EPOCH)
+        pipeline.until_idle(240)
+        assert films.check() == 1000
+        check_searches(films)
+        for change in LIVE_CHANGES[::3]:  # each of them waits for six stages to be idle on Kafka
+            films.follow(change)
+        assert films.check() == 1000
+        assert not films.dead_letters()

@@ -14,10 +14,11 @@ import pytest
 from compose import PortTaken, ServerFailed, ServerMissing, Stack, StackError
 from compose import install as installer
 from compose import mysql as mysql_module
+from compose import mysql8 as mysql8_module
 from compose.install import install
 from compose.jars import TEMPLATES, fetch_jars, find_java, jars_folder
 from compose.process import free_port, is_free
-from tests.stack_support import temporary_stack, up_or_skip
+from tests.stack_support import QUICK, temporary_stack, up_or_skip
 
 SMALL_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
 <groupId>t</groupId><artifactId>t</artifactId><version>1</version><packaging>pom</packaging><dependencies>
@@ -77,6 +78,21 @@ def test_without_mariadb_the_error_names_the_packages(no_programs: Path, tmp_pat
     """The sentence has the command that mends it."""
     with pytest.raises(ServerMissing, match=r"mariadbd was not found.*apt-get install .* mariadb-server"):
         Stack(tmp_path / "stack").up(["mysql"])
+
+
+def test_mysql8_is_for_one_kind_of_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere the error says what to use instead; without a library it names the package; nothing is made."""
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(ServerMissing, match=r"Linux on aarch64; use MariaDB .*--ads-db"):
+        Stack(tmp_path / "stack").up(["mysql8"])
+    program(tmp_path, "mysqld", "echo 'error while loading shared libraries: libaio.so.1: cannot open' >&2; exit 127")
+    with pytest.raises(ServerMissing, match=r"libaio\.so\.1: cannot open; install it: .*install .* libaio1$") as caught:
+        mysql8_module._check_runs(tmp_path / "mysqld")
+    assert "libaio1" in caught.value.packages
+    program(tmp_path, "mysqld", "echo 'Illegal instruction' >&2; exit 132")
+    with pytest.raises(ServerFailed, match="does not run on this machine: Illegal instruction"):
+        mysql8_module._check_runs(tmp_path / "mysqld")
+    assert not (tmp_path / "stack").exists()
 
 
 def test_what_is_missing_is_installed_only_when_allowed(
@@ -208,7 +224,7 @@ def test_a_port_taken_between_choice_and_start_is_chosen_again(monkeypatch: pyte
 
 def test_unknown_names_and_unusable_directories_are_refused(tmp_path: Path) -> None:
     """A wrong name lists the right ones; a path that a configuration file would misread is not tried."""
-    with pytest.raises(StackError, match="no server 'oracle'; there are mysql, kafka"):
+    with pytest.raises(StackError, match="no server 'oracle'; there are mysql, kafka, mysql8"):
         Stack(tmp_path).up(["oracle"])
     with pytest.raises(StackError, match="no server 'oracle'"):
         Stack(tmp_path, overrides={"oracle": {}})
@@ -218,10 +234,10 @@ def test_unknown_names_and_unusable_directories_are_refused(tmp_path: Path) -> N
 
 def test_a_deep_directory_with_unicode_is_fine(tmp_path: Path) -> None:
     """A home may be deeper than the 107 characters of a socket's path, and be called anything in any language."""
-    stack = Stack(tmp_path / "Größeres" / ("d" * 100))
+    stack = Stack(tmp_path / "Größeres" / ("d" * 100), overrides=QUICK)
     try:
         up_or_skip(stack, ["mysql", "kafka"])
         stack.restart("kafka")
-        assert {server.state for server in stack.status().values()} == {"ready"}
+        assert {server.state for server in stack.status(["mysql", "kafka"]).values()} == {"ready"}
     finally:
         stack.down()

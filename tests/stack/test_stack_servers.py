@@ -105,11 +105,12 @@ def test_up_and_down_twice_change_nothing_the_second_time(stack: Stack) -> None:
     """Started servers keep process and port, stopped ones stay stopped, and nothing of them is left behind."""
     assert {server.state for server in stack.status().values()} == {"absent"}
     first = up_or_skip(stack, BOTH)
-    assert first == stack.up(BOTH) == stack.status()
+    assert first == stack.up() == stack.status(BOTH)
+    assert stack.status()["mysql8"].state == "absent"
     assert {server.state for server in first.values()} == {"ready"}
     stack.down()
     stack.down()
-    stopped = stack.status()
+    stopped = stack.status(BOTH)
     assert {server.state for server in stopped.values()} == {"stopped"}
     assert {name: server.port for name, server in stopped.items()} == {n: s.port for n, s in first.items()}
     assert mentions(directory_of(first["mysql"])) == []
@@ -135,7 +136,7 @@ def test_killed_servers_come_back_with_their_data(stack: Stack) -> None:
     produce(before["kafka"], topic, b"one", b"two")
     for name in BOTH:
         stack.kill(name)
-    assert {server.state for server in stack.status().values()} == {"dead"}
+    assert {server.state for server in stack.status(BOTH).values()} == {"dead"}
     with pytest.raises(StackError, match=r"mysql of .* does not run"):
         stack.kill("mysql")
     after = stack.up(BOTH)
@@ -176,6 +177,31 @@ def test_mysql_is_set_up_for_the_gateway(stack: Stack) -> None:
     }  # fmt: skip
     names = ", ".join(f"'{name}'" for name in wanted)
     assert dict(rows(server, f"SHOW GLOBAL VARIABLES WHERE Variable_name IN ({names})")) == wanted
+
+
+def test_mysql8_is_oracles_and_set_up_for_the_gateway(own_stack: Stack) -> None:
+    """Beside MariaDB's settings GTIDs are on; accounts use caching_sha2_password; a kill loses no row."""
+    server = up_or_skip(own_stack, ["mysql8"])["mysql8"]
+    wanted = {
+        "log_bin": "ON", "binlog_format": "ROW", "binlog_row_image": "FULL", "binlog_row_metadata": "FULL",
+        "binlog_checksum": "CRC32", "gtid_mode": "ON", "enforce_gtid_consistency": "ON", "time_zone": "+00:00",
+        "character_set_server": "utf8mb4", "bind_address": "127.0.0.1",
+    }  # fmt: skip
+    names = ", ".join(f"'{name}'" for name in wanted)
+    assert dict(rows(server, f"SHOW GLOBAL VARIABLES WHERE Variable_name IN ({names})")) == wanted
+    [(version, comment)] = rows(server, "SELECT @@version, @@version_comment")
+    assert str(version).startswith("8.0.") and "MySQL" in str(comment)
+    accounts = rows(server, "SELECT user, host, plugin FROM mysql.user WHERE user NOT LIKE 'mysql.%'", admin=True)
+    made = {("root", "localhost"), ("root", "127.0.0.1"), ("adsindex", "127.0.0.1")}
+    assert set(accounts) == {(*account, "caching_sha2_password") for account in made}
+    with pytest.raises(pymysql.err.OperationalError, match="denied"):
+        connect(f"mysql+pymysql://root:wrong@127.0.0.1:{server.port}/mysql")
+    rows(server, "CREATE TABLE kept (id INT PRIMARY KEY, what VARCHAR(40))")
+    rows(server, "INSERT INTO kept VALUES (1, 'ünï😀')")
+    own_stack.kill("mysql8")
+    again = own_stack.up(["mysql8"])["mysql8"]
+    assert (again.url, again.pid == server.pid) == (server.url, False)
+    assert rows(again, "SELECT * FROM kept") == [(1, "ünï😀")]
 
 
 def test_adsindex_may_tail_and_own_its_databases_and_no_more(stack: Stack) -> None:

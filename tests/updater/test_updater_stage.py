@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from catalog import Catalog, LaneName
-from messaging import OutRecord
-from messaging.drops import report_drops
+from messaging import OutRecord, Position
 from messaging.headers import now_us
 from messaging.metrics import merged_counters, read_metrics
 from messaging.proto import adsindex_pb2 as pb
 from messaging.proto import adsindex_pb2_grpc as rpc
+from messaging.reports import report_drops
 from messaging.rpc import open_channel
 from messaging.stage import StageContext
 from messaging.switches import set_switch
@@ -142,7 +142,14 @@ def test_outcomes_are_counted(stage: Stage) -> None:
     stage.stop()
     metrics = read_metrics(stage.context.home.metrics)
     assert merged_counters(metrics, "updates") == {"applied": 1, "duplicate": 1, "stale": 1}
-    assert merged_counters(metrics, "dropped") == {"duplicate_update": 1, "stale_update": 1}
+    assert merged_counters(metrics, "dropped") == {"duplicate_update:high": 1, "stale_update:high": 1}
+    lines = [
+        (line.stage, line.reason, line.lane, line.count, line.entities) for line in report_drops(stage.context.log)
+    ]
+    assert lines == [
+        ("updater", "duplicate_update", "high", 1, ("pin/p1",)),
+        ("updater", "stale_update", "high", 1, ("pin/p1",)),
+    ]
 
 
 def test_the_stage_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -156,6 +163,25 @@ def test_the_stage_goes_on_where_it_was(tmp_path: Path) -> None:
     second = Stage(tmp_path)
     second.until(second.idle)
     assert len(second.repo.changes(0, 100)) == 2
+    second.close()
+
+
+def test_what_comes_again_after_a_crash_is_no_duplicate_of_the_sender(tmp_path: Path) -> None:
+    """Updates that were stored but whose position was not are told apart in the report, and counted once."""
+    first = Stage(tmp_path)
+    for row in ("p1", "p2", "p2"):
+        first.publish(UPDATES[LaneName.HIGH], row, update("pin", row, 1, PIN).SerializeToString())
+        first.until(first.idle)
+    first.stop()
+    log = first.context.log
+    topic = UPDATES[LaneName.HIGH]
+    places = log.end_offsets(topic)
+    log.set_committed([Position(UPDATER_GROUP, topic, p, 0) for p in places])  # as a kill -9 may leave it
+    first.close()
+    second = Stage(tmp_path)
+    second.until(second.idle)
+    found = {(line.reason, line.count) for line in report_drops(second.context.log)}
+    assert found == {("duplicate_update", 1), ("redelivered_update", 3)}
     second.close()
 
 

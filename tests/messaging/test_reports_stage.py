@@ -1,0 +1,160 @@
+"""The reports stage, a Faust app, on a real broker: as a process that is killed, and in step with the command."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.settings import choose
+from compose import ServerInfo
+from messaging import Log, LogError, open_embedded_log
+from messaging.home import Home
+from messaging.kafka import open_kafka_log
+from messaging.metrics import StageMetrics
+from messaging.reports import load_counts
+from messaging.reports_stage import run
+from messaging.stage import StageContext
+from messaging.topics import DEAD_LETTERS, DROPS, REPORTS_GROUP, ensure_topics
+from tests.messaging.test_reports import recount, reported, some_records
+from tests.support import ROOT
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture
+def home(kafka_server: ServerInfo, tmp_path: Path) -> Home:
+    """A home on a log of its own."""
+    home = Home.open(tmp_path / "home")
+    choose(home, log=f"{kafka_server.url}/r{uuid.uuid4().hex[:10]}-")
+    return home
+
+
+@pytest.fixture
+def log(home: Home) -> Iterator[Log]:
+    """The log of the home, with its topics."""
+    from cli.settings import Settings
+
+    with open_kafka_log(Settings.load(home).log) as log:
+        ensure_topics(log)
+        yield log
+
+
+@pytest.fixture
+def start(home: Home) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Return a function that starts the stage as `up` does; what still runs at the end is killed."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start_process() -> subprocess.Popen[bytes]:
+        with (home.logs / "reports-0.log").open("ab") as out:
+            command = [sys.executable, "-m", "cli.worker", "reports", "--home", str(home.root)]
+            processes.append(subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out))
+        return processes[-1]
+
+    yield start_process
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def counted(log: Log) -> dict[bytes, int]:
+    """Return what lies in the changelog: key -> offset up to which it has counted."""
+    import json
+
+    return {key: json.loads(value)[1] for key, value in load_counts(log).items()}
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], home: Home) -> None:
+    """Wait until the condition holds while the process lives; a start takes 4 s, on a busy machine much longer."""
+    deadline = time.monotonic() + 280
+    while not condition():
+        assert process.poll() is None, (home.logs / "reports-0.log").read_text()[-3000:]
+        assert time.monotonic() < deadline, (home.logs / "reports-0.log").read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def all_counted(log: Log) -> bool:
+    """Say whether the stage has counted the last record of both topics."""
+    ends = {log.end_offsets(topic)[0] - 1 for topic in (DROPS, DEAD_LETTERS)}
+    return ends <= {*counted(log).values()}
+
+
+def test_counts_are_exact_after_kill_9_at_random_moments(
+    home: Home, log: Log, start: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    """However often the stage is killed - before, while and after it counts - the report is the recount of the topics
+    at every moment, and so are, in the end, the stage's own counts."""
+    chance = random.Random(11)
+    for _ in range(2):
+        process = start()
+        before = sum(counted(log).values())
+        for _ in range(20):
+            log.publish(some_records(chance, 10))
+        until(lambda before=before: sum(counted(log).values()) > before, process, home)  # type: ignore[misc]
+        time.sleep(chance.random())  # now somewhere between a count and a stored position
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert reported(log) == recount(log)
+    log.publish(some_records(chance, 10))
+    assert reported(log) == recount(log)
+    process = start()
+    until(lambda: all_counted(log), process, home)
+    until(lambda: log.committed(REPORTS_GROUP, DROPS) == log.end_offsets(DROPS), process, home)
+    process.terminate()
+    assert process.wait(30) == 0
+    wanted = recount(log)
+    for topic in (DROPS, DEAD_LETTERS):  # what is left are the stage's counts alone
+        log.trim(topic, 0, log.end_offsets(topic)[0])
+    assert reported(log) == wanted
+
+
+def test_stage_says_that_it_lives_and_stops(home: Home, log: Log) -> None:
+    """It is ready at once, shows how much waits, counts, and ends when told to, its metrics written."""
+    stop, ready = threading.Event(), threading.Event()
+    from catalog import load_catalog
+
+    metrics = StageMetrics(home.metrics, "reports-0")
+    context = StageContext("reports", 0, home, load_catalog(), log, metrics, stop, lambda port: ready.set())
+    log.publish(some_records(random.Random(5), 100))
+    thread = threading.Thread(target=run, args=(context,))
+    thread.start()
+    assert ready.wait(10)
+    deadline = time.monotonic() + 280
+    while not all_counted(log) or not metrics.gauges.get("counting"):
+        assert thread.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert metrics.gauges["uncounted"] >= 0
+    stop.set()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert reported(log) == recount(log)
+
+
+def test_embedded_log_needs_no_stage(tmp_path: Path) -> None:
+    """On the embedded log the stage refuses to run, in a sentence that says why it is not needed."""
+    from catalog import load_catalog
+
+    home = Home.open(tmp_path / "home")
+    with open_embedded_log(home.log, home.wake) as log:
+        context = StageContext(
+            "reports",
+            0,
+            home,
+            load_catalog(),
+            log,
+            StageMetrics(home.metrics, "r"),
+            threading.Event(),
+            lambda port: None,
+        )
+        with pytest.raises(LogError, match="counts by itself"):
+            run(context)
