@@ -9,6 +9,7 @@ slices of blocks and continued.
 """
 
 # mypy: ignore-errors
+# ruff: noqa: PLR1730 - Numba's min and max can raise, and kernels must not
 from __future__ import annotations
 
 from llvmlite import ir
@@ -82,7 +83,8 @@ def seek(ids, count, at, wanted):
         low = high
         step <<= 1
         high = low + step
-    high = min(high, count)
+    if high > count:
+        high = count
     while low + 1 < high:
         middle = (low + high) >> 1
         if ids[middle] < wanted:
@@ -231,7 +233,8 @@ def next_block(p, drivers, cursors, block):
         cursors[cursor] = place
         if place < size:
             found = types.int64(ids[place]) // BLOCK_IDS
-            best = min(best, found)
+            if found < best:
+                best = found
     return best
 
 
