@@ -53,13 +53,16 @@ def up(
         str | None, typer.Option("--ads-db", help="mysql+pymysql://…, sqlite:///… or embedded; remembered.")
     ] = None,
     log: Annotated[str | None, typer.Option("--log", help="kafka://HOST:PORT/PREFIX or embedded; remembered.")] = None,
+    binlog_position: Annotated[
+        str | None, typer.Option("--binlog-position", help="gtid or file: what a binlog is followed by; remembered.")
+    ] = None,
 ) -> None:
     """Start every stage as a supervised process, show progress and the page's address."""
     from cli.up import run_up
 
     run_up(
         Home.open(home), sample=sample, seed=seed, port=port, until_idle=until_idle, as_json=as_json,
-        argus_workers=argus_workers, catalog_file=catalog, ads_db=ads_db, log=log,
+        argus_workers=argus_workers, catalog_file=catalog, ads_db=ads_db, log=log, binlog_position=binlog_position,
     )  # fmt: skip
 
 

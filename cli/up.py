@@ -19,7 +19,7 @@ from batch_workflows.retention import apply_retention
 from cli.backends import close_backends, open_backends
 from cli.idle import IdleWatch, Outstanding, deferred_rows, held_sentence, outstanding
 from cli.runtime import CommandError, freeze_catalog, process_file, remember_catalog
-from cli.settings import EMBEDDED, choose
+from cli.settings import EMBEDDED, check_choice, choose, remember
 from cli.supervisor import Managed, Supervisor, plan
 from cli.worker import configure_logging
 from debug_ui.backends import Backends
@@ -65,6 +65,7 @@ def run_up(
     catalog_file: Path | None,
     ads_db: str | None = None,
     log: str | None = None,
+    binlog_position: str | None = None,
 ) -> None:
     """Bring the service up on a home; return when idle (`until_idle`) or when told to stop."""
     from batch_workflows import announce_left_over
@@ -74,15 +75,18 @@ def run_up(
     stop = _Stop()
     console = Console(stderr=True)
     configure_logging("warning")
-    if (ads_db or log) and process_file(home, "up").read():
+    if (ads_db or log or binlog_position) and process_file(home, "up").read():
         raise CommandError(f"the service is up on {home.root}; stop it before choosing other backends")
     with Supervisor(home, plan(argus_workers, [("debug_ui", f"port={port}")])) as supervisor:
         catalog, supervisor.catalog = freeze_catalog(home, catalog_file)
-        if choose(home, ads_db=ads_db, log=log).log != EMBEDDED:
+        settings = check_choice(home, ads_db=ads_db, log=log, binlog_position=binlog_position)
+        choose(home, log=log)  # at once: where it lacks topics, `topics apply` is to find it
+        if settings.log != EMBEDDED:
             supervisor.add("reports")
-        backends = open_backends(home, catalog, server_only=True)
+        backends = open_backends(home, catalog, server_only=True, settings=settings)
         try:
             backends.ads_db.check_schema(catalog)
+            remember(home, settings)
             ensure_stream_topics(backends.log, streams_of(catalog))
             check_feed(backends.log, backends.repo)
             remember_catalog(home, catalog_file)
