@@ -45,6 +45,7 @@ _COMMIT_SECONDS = 2.0
 _NICE = 5
 """Nobody waits for counts: where processors are short, the stages that an ad passes through come first."""
 _BEAT_SECONDS = 0.5
+_STOP_SECONDS = 5.0
 _LOOK_SECONDS = 15.0
 """How often the lag is looked up; each look is a few questions to the broker."""
 STUCK_SECONDS = 180.0
@@ -71,9 +72,11 @@ def run(context: StageContext) -> None:
         while not context.stop.wait(_BEAT_SECONDS):
             context.beat()
             app.check()
-            context.metrics.gauge("uncounted", watch.look())
+            watch.check()
+            context.metrics.gauge("uncounted", watch.waiting)
             context.metrics.gauge("sought_back", counter.sought_back)
     finally:
+        watch.stop()
         app.stop()
         context.metrics.flush(force=True)
 
@@ -132,34 +135,54 @@ class Counter:
 
 
 class _Watch:
-    """Looks how many records wait to be counted, and whether any is."""
+    """Looks how many records wait to be counted, and whether any is, in a thread of its own: while brokers are away an
+    answer takes longer than the supervisor waits for a sign of life."""
 
     def __init__(self, log: Log, counter: Counter) -> None:
         self._log, self._counter = log, counter
-        self._looked = -_LOOK_SECONDS
-        self._waiting = 0
+        self.waiting = 0
+        """Records not counted when looked last."""
         self._done: dict[str, int] = {}
         self._moved = time.monotonic()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
 
-    def look(self) -> int:
-        """Return how many wait, looked up now and then. Raises LogError when they wait and nothing moves."""
-        now = time.monotonic()
-        if now - self._looked < _LOOK_SECONDS:
-            return self._waiting
-        self._looked = now
+    def check(self) -> None:
+        """Raise LogError when records wait and nothing moves, or nobody looks any more."""
+        if not self._thread.is_alive():
+            raise LogError("what looks for records that wait to be counted has failed; see the log above")
+        still = time.monotonic() - self._moved
+        if self.waiting and still > STUCK_SECONDS:
+            raise LogError(f"{self.waiting} dropped messages wait and none was counted for {still:.0f} s")
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._look()
+            except RuntimeError:  # the log was closed under a question that a hung broker did not answer
+                if self._stopping.is_set():
+                    return
+                raise
+            self._stopping.wait(_LOOK_SECONDS)
+
+    def _look(self) -> None:
         done = dict(self._counter.following)
         try:
             ends = {topic: self._log.end_offsets(topic)[0] for topic in COUNTED}
-        except LogUnavailable as error:
-            _log.warning("reports_lag_unknown", error=str(error))
-            self._moved = now
-            return self._waiting
-        self._waiting = sum(end - done.get(topic, 0) for topic, end in ends.items())
-        if done != self._done or not self._waiting:
-            self._done, self._moved = done, now
-        elif now - self._moved > STUCK_SECONDS:
-            raise LogError(f"{self._waiting} dropped messages wait and none was counted for {now - self._moved:.0f} s")
-        return self._waiting
+        except LogError as error:
+            if not self._stopping.is_set():
+                _log.warning("reports_lag_unknown", error=str(error))
+            self._moved = time.monotonic()
+            return
+        waiting = sum(end - done.get(topic, 0) for topic, end in ends.items())
+        if done != self._done or not waiting:
+            self._done, self._moved = done, time.monotonic()
+        self.waiting = waiting
 
 
 class _App:
@@ -180,11 +203,12 @@ class _App:
             raise LogError(f"the reports app has ended: {self._failure!r}") from self._failure
 
     def stop(self) -> None:
-        """Leave the group and wait for the end."""
+        """Leave the group, and wait for the end for less time than the supervisor gives: what is cut off harms nothing,
+        counts are exact after kill -9 as well."""
         self._stop_early = True
         if self._loop is not None and self._stopping is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join(SESSION_SECONDS)
+        self._thread.join(_STOP_SECONDS)
 
     def _run(self) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 import subprocess
@@ -12,12 +13,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from catalog import load_catalog
 from cli.settings import choose
-from compose import ServerInfo
+from cli.supervisor import STOP_SECONDS
+from compose import ServerInfo, Stack
 from messaging import Log, LogError, OutRecord, open_embedded_log
 from messaging.home import Home
 from messaging.kafka import open_kafka_log
@@ -27,6 +31,7 @@ from messaging.reports_stage import Counter, run
 from messaging.stage import StageContext
 from messaging.topics import DEAD_LETTERS, DROP_COUNTS, DROPS, ensure_topics
 from tests.messaging.test_reports import recount, reported, some_records
+from tests.stack_support import up_or_skip
 from tests.support import ROOT
 
 pytestmark = pytest.mark.timeout(900)
@@ -119,8 +124,6 @@ def test_counts_are_exact_after_kill_9_at_random_moments(
 def test_stage_says_that_it_lives_and_stops(home: Home, log: Log) -> None:
     """It is ready at once, shows how much waits, counts, and ends when told to, its metrics written."""
     stop, ready = threading.Event(), threading.Event()
-    from catalog import load_catalog
-
     metrics = StageMetrics(home.metrics, "reports-0")
     context = StageContext("reports", 0, home, load_catalog(), log, metrics, stop, lambda port: ready.set())
     log.publish(some_records(random.Random(5), 100))
@@ -137,6 +140,40 @@ def test_stage_says_that_it_lives_and_stops(home: Home, log: Log) -> None:
     thread.join(30)
     assert not thread.is_alive()
     assert reported(log) == recount(log)
+
+
+@pytest.mark.stress
+def test_stage_says_that_it_lives_and_stops_while_the_broker_hangs(
+    own_stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that answers nothing, not even that it is away, keeps it neither from its signs of life nor from ending
+    within the time that the supervisor gives."""
+    server = up_or_skip(own_stack, ["kafka"])["kafka"]
+    monkeypatch.setattr("messaging.reports_stage._LOOK_SECONDS", 0.1)
+    stop, ready = threading.Event(), threading.Event()
+    with open_kafka_log(server.url) as log:
+        ensure_topics(log)
+        metrics = StageMetrics(tmp_path / "metrics", "reports-0")
+        context = StageContext(
+            "reports", 0, Home.open(tmp_path), load_catalog(), log, metrics, stop, lambda port: ready.set()
+        )
+        beats: list[float] = []
+        monkeypatch.setattr(metrics, "flush", lambda force=False: beats.append(time.monotonic()))
+        thread = threading.Thread(target=run, args=(context,))
+        thread.start()
+        assert ready.wait(10)
+        time.sleep(3.0)  # into the middle of joining, or after it
+        try:
+            os.kill(server.pid, signal.SIGSTOP)
+            hung = time.monotonic()
+            time.sleep(8.0)
+            stop.set()
+            thread.join(STOP_SECONDS)
+            assert not thread.is_alive()
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+    during = [hung, *(beat for beat in beats if beat > hung)]
+    assert max(after - before for before, after in pairwise(during)) < STOP_SECONDS
 
 
 def test_missed_record_is_sought_again(tmp_path: Path) -> None:
@@ -177,8 +214,6 @@ def test_missed_record_is_sought_again(tmp_path: Path) -> None:
 
 def test_embedded_log_needs_no_stage(tmp_path: Path) -> None:
     """On the embedded log the stage refuses to run, in a sentence that says why it is not needed."""
-    from catalog import load_catalog
-
     home = Home.open(tmp_path / "home")
     with open_embedded_log(home.log, home.wake) as log:
         context = StageContext(
