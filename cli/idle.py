@@ -18,11 +18,9 @@ from messaging.topics import (
     DELTAS,
     LANES,
     NOTIFICATIONS,
-    REPO_FEED,
     SIGNALS,
     UPDATER_GROUP,
     UPDATES,
-    WAL_PROXY_GROUP,
 )
 
 DEFERRED_SECONDS = 8.0
@@ -47,18 +45,22 @@ class Outstanding:
         return sum(self.waiting.values())
 
 
-def outstanding(backends: Backends, served: Mapping[str, Mapping[Any, int]]) -> Outstanding:
-    """Count what waits, upstream first. `served` has Manas' positions: topic -> partition -> next offset."""
-    log, repo = backends.log, backends.repo
+def outstanding(backends: Backends, served: Mapping[str, Mapping[Any, int]], *, certain: bool = False) -> Outstanding:
+    """Count what waits, upstream first. `served` has Manas' positions: topic -> partition -> next offset.
+
+    Not every Repo says how many of its commits have become notifications. `certain` finds out when nothing else waits,
+    which may take a second and write to the Repo.
+    """
+    log = backends.log
     waiting: dict[str, int] = {}
     feed = feed_lag(backends.ads_db, log)
     marks = [feed.end]
     waiting["ads_db"] = feed.waiting
     for topic in (*(UPDATES[lane] for lane in LANES), SIGNALS):
         waiting[topic] = _lag(log, UPDATER_GROUP, topic, marks)
-    last = repo.last_commit_ts()
-    marks.append(last)
-    waiting["repo"] = max(0, last - log.committed(WAL_PROXY_GROUP, REPO_FEED).get(0, 0))
+    repo = backends.repo_feed.lag()
+    marks.append(repo.end)
+    waiting["repo"] = repo.waiting
     for lane in LANES:
         waiting[NOTIFICATIONS[lane]] = _lag(log, ARGUS_GROUP, NOTIFICATIONS[lane], marks)
     deferred = deferred_rows(log)
@@ -67,6 +69,8 @@ def outstanding(backends: Backends, served: Mapping[str, Mapping[Any, int]]) -> 
         marks += ends.values()
         done = {int(p): offset for p, offset in served.get(topic, {}).items()}  # JSON made the keys text
         waiting[topic] = sum(max(0, end - done.get(p, 0)) for p, end in ends.items())
+    if certain and not any(waiting.values()):
+        waiting["repo"] = backends.repo_feed.confirm()
     return Outstanding(waiting, tuple(marks), deferred)
 
 

@@ -105,7 +105,7 @@ class InProcess:
 
     def outstanding(self) -> Outstanding:
         """Count what waits."""
-        return outstanding(self.backends, self.backends.serving.stats()["positions"])
+        return outstanding(self.backends, self.backends.serving.stats()["positions"], certain=True)
 
     def until_idle(self, timeout_s: float = 120.0) -> None:
         """Wait until nothing is outstanding. Raises CommandError saying what still waits, or which stage failed."""

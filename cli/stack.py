@@ -15,9 +15,16 @@ from messaging.home import Home
 if TYPE_CHECKING:
     from compose import ServerInfo, Stack
 
-stack_app = typer.Typer(no_args_is_help=True, help="Real servers (mysql, kafka) on this machine, without Docker.")
+stack_app = typer.Typer(no_args_is_help=True, help="Real servers on this machine, without Docker.")
 
-_Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="mysql, kafka; default: all.")]
+_Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME]...",
+        help="mysql, kafka, hbase, thrift, thrift2, omid (default: all of these), omid2 (a second one, to stand by). "
+        "`up` starts what they need too.",
+    ),
+]
 _HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Where this installation keeps its state.", envvar="ADSINDEX_HOME")
 ]
@@ -34,10 +41,10 @@ def up(
     ] = False,
 ) -> None:
     """Start servers on free ports of loopback and wait until they answer; what runs already is left alone."""
-    from compose import SERVERS
+    from compose import MAIN_SERVERS
 
     stack = open_stack(Home.open(home))
-    wanted = names or list(SERVERS)
+    wanted = names or MAIN_SERVERS
     if install:
         stack.prepare(wanted, may_apt=True)
     _print(stack.up(wanted), as_json=as_json)
@@ -69,5 +76,5 @@ def _print(servers: Mapping[str, ServerInfo], *, as_json: bool) -> None:
         sys.stdout.write(json.dumps({name: server.to_json() for name, server in servers.items()}) + "\n")
         return
     for server in servers.values():
-        typer.echo(f"{server.name:6} {server.state:12} {server.url or '-'}")
-        typer.echo(f"{'':6} {f'pid {server.pid}' if server.pid else '':12} {server.log_file}")
+        typer.echo(f"{server.name:7} {server.state:12} {server.url or '-'}")
+        typer.echo(f"{'':7} {f'pid {server.pid}' if server.pid else '':12} {server.log_file}")

@@ -35,8 +35,11 @@ CHANGE_FEED = "ads_db.changes"
 """Pseudo-topic: the Gateway's position in the ads DB's change table, stored in one step with what it published."""
 REPO_FEED = "repo.changes"
 """Pseudo-topic: the WAL proxy's position in the Repo's change feed."""
+PENDING = "walproxy.pending"
+"""On HBase: row changes of transactions whose end the WAL proxy has not seen; it trims the topic itself."""
 UPDATER_GROUP = "updater"
 WAL_PROXY_GROUP = "wal-proxy"
+PENDING_GROUP = "wal-proxy-pending"
 ARGUS_GROUP = "argus"
 DEFERRED_GROUP = "argus-deferred"
 """Of its own: on Kafka the members of a group that share anew wait for each other, and Argus polls both in turn."""
@@ -53,6 +56,7 @@ PARTITIONS: dict[str, int] = {
     DROPS: 1,
     CHANGE_FEED: 1,
     REPO_FEED: 1,
+    PENDING: 4,
 }
 
 
@@ -74,6 +78,8 @@ SETTINGS: dict[str, dict[str, str]] = {
     DROPS: {"retention.ms": str(30 * _DAY_MS)},
     # The newest record is the mark that the position is checked with; the WAL proxy trims the others.
     REPO_FEED: {"retention.ms": "-1"},
+    # What an outage of weeks has left open must still be there; the WAL proxy trims what is settled.
+    PENDING: {"retention.ms": "-1"},
 }
 """Kafka's settings of topics; the embedded log keeps everything until it is trimmed."""
 
