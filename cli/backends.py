@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from catalog import Catalog
-from cli.runtime import open_catalog, open_log, open_repo, process_file
+from cli.runtime import open_catalog, open_log, open_repo, process_file, repo_feed
 from cli.serving import HomeServing
 from cli.settings import EMBEDDED, Settings
 from debug_ui.backends import Backends
@@ -30,11 +30,13 @@ def open_ads_db(home: Home, capture: Catalog | None = None) -> AdsDb:
 def open_backends(home: Home, catalog: Catalog, *, server_only: bool = False) -> Backends:
     """Return the backends of a home; serving is the running Manas server, else the index opened in this process."""
     log = open_log(home)
+    repo = open_repo(home, catalog)
     return Backends(
         home=home,
         catalog=catalog,
         log=log,
-        repo=open_repo(home, catalog),
+        repo=repo,
+        repo_feed=repo_feed(repo, log),
         ads_db=open_ads_db(home),
         serving=HomeServing(home, catalog, log, server_only=server_only),
     )

@@ -20,11 +20,9 @@ from messaging.topics import (
     DELTAS,
     LANES,
     NOTIFICATIONS,
-    REPO_FEED,
     SIGNALS,
     UPDATER_GROUP,
     UPDATES,
-    WAL_PROXY_GROUP,
 )
 
 DEFERRED_SECONDS = 8.0
@@ -71,24 +69,30 @@ class Outstanding:
 
 
 def outstanding(
-    backends: Backends, served: Mapping[str, Mapping[Any, int]], switches: Switches | None = None
+    backends: Backends,
+    served: Mapping[str, Mapping[Any, int]],
+    switches: Switches | None = None,
+    *,
+    certain: bool = False,
 ) -> Outstanding:
     """Count what waits, upstream first. `served` has Manas' positions: topic -> partition -> next offset.
 
-    Who looks often keeps `switches`, which are then read when they change only.
+    Who looks often keeps `switches`, which are then read when they change only. Not every Repo says how many of its
+    commits have become notifications: `certain` finds out when nothing else waits, which may take a second and write
+    to the Repo.
     """
     switches = switches or Switches(backends.log)
     in_force = switches.all()  # before counting: what is released while we count still counts as held this once
-    log, repo = backends.log, backends.repo
+    log = backends.log
     waiting: dict[str, int] = {}
     feed = feed_lag(backends.ads_db, log)
     marks = [feed.end]
     waiting["ads_db"] = feed.waiting
     for topic in (*(UPDATES[lane] for lane in LANES), SIGNALS):
         waiting[topic] = _lag(log, UPDATER_GROUP, topic, marks)
-    last = repo.last_commit_ts()
-    marks.append(last)
-    waiting["repo"] = max(0, last - log.committed(WAL_PROXY_GROUP, REPO_FEED).get(0, 0))
+    repo = backends.repo_feed.lag()
+    marks.append(repo.end)
+    waiting["repo"] = repo.waiting
     for lane in LANES:
         waiting[NOTIFICATIONS[lane]] = _lag(log, ARGUS_GROUP, NOTIFICATIONS[lane], marks)
     deferred = deferred_rows(log)
@@ -97,6 +101,8 @@ def outstanding(
         marks += ends.values()
         done = {int(p): offset for p, offset in served.get(topic, {}).items()}  # JSON made the keys text
         waiting[topic] = sum(max(0, end - done.get(p, 0)) for p, end in ends.items())
+    if certain and not any(waiting.values()):
+        waiting["repo"] = backends.repo_feed.confirm()
     held = [Held(setting, place, waiting.pop(place)) for place, setting in _holds(in_force) if waiting.get(place)]
     if deferred:
         lanes = [setting for setting in in_force if setting.name == PAUSE[LaneName.LOW] and setting.value == "on"]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from messaging import LogError
 from messaging.home import Home
 from messaging.kafka_settings import KafkaSettings
+from storage_repo.hbase.address import HbaseAddress
 
 EMBEDDED = "embedded"
 """The backend inside the home itself; the default of every part."""
@@ -32,6 +33,12 @@ class Settings(BaseModel):
     """`mysql+pymysql://user:password@host:port/database`, `sqlite:///file`, or embedded."""
     log: str = EMBEDDED
     """`kafka://host:port[,host:port][/prefix][?…]` (see `messaging.kafka.KafkaSettings`), or embedded."""
+
+    repo: str = EMBEDDED
+    """`hbase://host:port?thrift2=port&zookeeper=host:port[&…]` (see `storage_repo.hbase.HbaseAddress`), or embedded."""
+
+    walproxy: str = ""
+    """HOST[:PORT] under which HBase's region servers reach the WAL proxy; "": this machine's loopback."""
 
     @field_validator("ads_db")
     @classmethod
@@ -55,6 +62,21 @@ class Settings(BaseModel):
                 KafkaSettings.parse(value)
             except LogError as error:
                 raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("walproxy")
+    @classmethod
+    def _check_walproxy(cls, value: str) -> str:
+        host, _, port = value.partition(":")
+        if value and not (host and (not port or (port.isdecimal() and 0 < int(port) < 1 << 16))):
+            raise ValueError(f"{value!r} is no address for the WAL proxy; write HOST or HOST:PORT")
+        return value
+
+    @field_validator("repo")
+    @classmethod
+    def _check_repo(cls, value: str) -> str:
+        if value != EMBEDDED:
+            HbaseAddress.parse(value)
         return value
 
     @classmethod
@@ -83,8 +105,8 @@ def settings_file(home: Home) -> Path:
 def choose(home: Home, **chosen: str | None) -> Settings:
     """Return the home's settings with the chosen ones changed, and remember them. None leaves a setting as it was.
 
-    Raises SettingsError for a value that cannot be used, and for another log under a base index: its manifest counts
-    positions in the log it was built beside.
+    Raises SettingsError for a value that cannot be used, and for another log or Repo under a base index: its manifest
+    counts positions in the log, and timestamps of the Repo, that it was built beside.
     """
     before = Settings.load(home)
     changes = {name: value for name, value in chosen.items() if value is not None}
@@ -99,6 +121,11 @@ def choose(home: Home, **chosen: str | None) -> Settings:
             f"{home.root} has a base index whose positions count records of the log {_without_password(before.log)}; "
             f"use a new home for another log, or remove {home.base} and build the base index again"
         )
+    if after.repo != before.repo and (home.base / "CURRENT").exists():
+        raise SettingsError(
+            f"{home.root} has a base index whose version is a timestamp of the Repo {before.repo}; use a new home for "
+            f"another Repo, or remove {home.base} and build the base index again"
+        )
     part = settings_file(home).with_suffix(".part")
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:  # may hold passwords
         file.write(json.dumps(after.model_dump(), indent=1) + "\n")
@@ -107,9 +134,16 @@ def choose(home: Home, **chosen: str | None) -> Settings:
 
 
 def stage_settings(home: Home) -> dict[str, str]:
-    """Return what a stage is told of the home's backends: "ads_db" is the URL when it is not the embedded one."""
+    """Return what a stage is told of the home's backends.
+
+    "ads_db" is the URL when it is not the embedded one; walproxy_… is where the WAL proxy listens if not on loopback.
+    """
     chosen = Settings.load(home)
-    return {} if chosen.ads_db == EMBEDDED else {"ads_db": chosen.ads_db}
+    told = {} if chosen.ads_db == EMBEDDED else {"ads_db": chosen.ads_db}
+    if chosen.walproxy:
+        host, _, port = chosen.walproxy.partition(":")
+        told |= {"walproxy_host": host, "walproxy_bind": host, "walproxy_port": port or "0"}
+    return told
 
 
 def _sentence(error: ValidationError) -> str:

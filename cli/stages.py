@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from cli.runtime import dependency_graph, open_repo, serving_port
+from cli.runtime import dependency_graph, hbase_schema, open_embedded_repo, open_repo, peer_id, serving_port
+from cli.settings import EMBEDDED, Settings
 from messaging.stage import StageContext
 
 
@@ -28,14 +29,28 @@ def run_updater(context: StageContext) -> None:
 
 def run_wal_proxy(context: StageContext) -> None:
     """Turn commits into notifications."""
+    watched = dependency_graph(context.catalog).watched_cells()
+    url = Settings.load(context.home).repo
+    if url != EMBEDDED:
+        return _run_hbase_proxy(context, url, watched)
     from storage_repo import wal_proxy
 
-    watched = dependency_graph(context.catalog).watched_cells()
-    repo = open_repo(context.home, context.catalog)
+    repo = open_embedded_repo(context.home, context.catalog)
     try:
         wal_proxy.run(context, repo, watched)
     finally:
         repo.close()
+
+
+def _run_hbase_proxy(context: StageContext, url: str, watched: Mapping[str, frozenset[str]]) -> None:
+    from storage_repo.hbase import HbaseAddress
+    from storage_repo.hbase.feed import PROBE_COLUMN, PROBE_TABLE
+    from storage_repo.hbase.names import HbaseNames
+    from storage_repo.hbase.wal import WalProxySettings, run
+
+    names = HbaseNames(hbase_schema(context.catalog), HbaseAddress.parse(url).prefix)
+    settings = WalProxySettings.of({"walproxy_peer_id": peer_id(url)} | context.settings)
+    run(context, url, names, {**watched, PROBE_TABLE: frozenset({PROBE_COLUMN})}, settings)
 
 
 def run_argus(context: StageContext) -> None:

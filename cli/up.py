@@ -18,8 +18,8 @@ from rich.text import Text
 from batch_workflows.retention import apply_retention
 from cli.backends import close_backends, open_backends
 from cli.idle import IdleWatch, Outstanding, deferred_rows, held_sentence, outstanding
-from cli.runtime import CommandError, freeze_catalog, process_file, remember_catalog
-from cli.settings import EMBEDDED, choose
+from cli.runtime import CommandError, freeze_catalog, hbase_schema, process_file, remember_catalog
+from cli.settings import EMBEDDED, Settings, choose
 from cli.supervisor import Managed, Supervisor, plan
 from cli.worker import configure_logging
 from debug_ui.backends import Backends
@@ -30,11 +30,14 @@ from messaging import LogUnavailable
 from messaging.home import Home
 from messaging.metrics import read_metrics
 from messaging.switches import Switches
+from storage_repo import StoreUnavailable
+from storage_repo.embedded import EmbeddedRepo
 from storage_repo.wal_proxy import check_feed
 
 _LOOK_SECONDS = 0.1
 _RETENTION_SECONDS = 30.0
 """Often enough that the log stays small, rarely enough that it costs nothing."""
+_AWAY = (ManasError, LogUnavailable, AdsDbUnavailable, StoreUnavailable)
 _METRICS_SECONDS = 5.0
 """A stage that has written no metrics for so long after all is done is hung; the report is made without it."""
 HELD_EXIT = 3
@@ -65,6 +68,8 @@ def run_up(
     catalog_file: Path | None,
     ads_db: str | None = None,
     log: str | None = None,
+    repo: str | None = None,
+    walproxy: str | None = None,
 ) -> None:
     """Bring the service up on a home; return when idle (`until_idle`) or when told to stop."""
     from batch_workflows import announce_left_over
@@ -74,17 +79,17 @@ def run_up(
     stop = _Stop()
     console = Console(stderr=True)
     configure_logging("warning")
-    if (ads_db or log) and process_file(home, "up").read():
+    if (ads_db or log or repo or walproxy) and process_file(home, "up").read():
         raise CommandError(f"the service is up on {home.root}; stop it before choosing other backends")
     with Supervisor(home, plan(argus_workers, [("debug_ui", f"port={port}")])) as supervisor:
         catalog, supervisor.catalog = freeze_catalog(home, catalog_file)
-        if choose(home, ads_db=ads_db, log=log).log != EMBEDDED:
+        if choose(home, ads_db=ads_db, log=log, repo=repo, walproxy=walproxy).log != EMBEDDED:
             supervisor.add("reports")
         backends = open_backends(home, catalog, server_only=True)
         try:
             backends.ads_db.check_schema(catalog)
             ensure_stream_topics(backends.log, streams_of(catalog))
-            check_feed(backends.log, backends.repo)
+            _check_repo(home, backends)
             remember_catalog(home, catalog_file)
             supervisor.announce()
             _carry_catalog_changes(home, backends, console)
@@ -118,6 +123,18 @@ def run_up(
             close_backends(backends)
 
 
+def _check_repo(home: Home, backends: Backends) -> None:
+    """Raise StoreUnavailable when the Repo does not belong to the log, or has not the catalogue's tables."""
+    if isinstance(backends.repo, EmbeddedRepo):
+        check_feed(backends.log, backends.repo)
+        return
+    from storage_repo.hbase import check_schema
+
+    if differences := check_schema(Settings.load(home).repo, hbase_schema(backends.catalog)):
+        shown = "; ".join(map(str, differences[:3])) + ("; …" if len(differences) > 3 else "")
+        raise StoreUnavailable(f"the Repo's tables are not as the catalogue wants them: {shown}; run repo apply")
+
+
 def _carry_catalog_changes(home: Home, backends: Backends, console: Console) -> None:
     """After the catalogue was edited: let every handler and document see it; capture brings new columns by itself."""
     from batch_workflows.refresh import refresh
@@ -146,8 +163,8 @@ def _watch(
             supervisor.tend()
             try:
                 served = backends.serving.stats()
-                state = outstanding(backends, served["positions"], switches)
-            except (ManasError, LogUnavailable, AdsDbUnavailable) as error:  # the stages wait too, or start again
+                state = outstanding(backends, served["positions"], switches, certain=until_idle)
+            except _AWAY as error:  # the stages wait too, or start again
                 structlog.get_logger().info("backend_away", error=str(error))
                 time.sleep(_LOOK_SECONDS)
                 continue
