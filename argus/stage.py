@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import structlog
@@ -23,7 +24,7 @@ from storage_repo import Repo
 
 _BATCH: Mapping[LaneName, int] = {LaneName.HIGH: 256, LaneName.MEDIUM: 128, LaneName.LOW: 64}
 """Records taken at once while a lane has a backlog. A high update waits for the batch before it, so a lower lane gets
-smaller ones; high fills any batch first (the consumer's topics are in order of priority)."""
+smaller ones; high comes first in any batch, and each lane that waits has its share of it (see `Consumer.poll`)."""
 _WAIT_SECONDS = 0.5
 _DEFERRED_BATCH = 64
 _DEFERRED_PAUSE_SECONDS = 2.0
@@ -99,10 +100,14 @@ def run(context: StageContext, repo: Repo, sources: Sources | None = None) -> No
 
 
 def next_batch_size(records: Sequence[Record], size: int) -> int:
-    """Return how many records to take next: more only while the last batch was full, by the lowest lane in it."""
+    """Return how many records to take next: more only while the last batch was full, by the lane that most of it was.
+
+    The shares of lower lanes in a backlog of a higher one do not count: small batches would slow that lane down.
+    """
     if len(records) < size:
         return min(_BATCH.values())
-    return min(_BATCH[_LANE_OF_TOPIC[record.topic]] for record in records)
+    ((topic, _),) = Counter(record.topic for record in records).most_common(1)
+    return _BATCH[_LANE_OF_TOPIC[topic]]
 
 
 def process_and_publish(context: StageContext, core: ArgusCore, records: Sequence[Record]) -> Outcome:

@@ -14,21 +14,26 @@ from gateway import AdsDb
 from messaging.home import Home
 
 
-def open_ads_db(home: Home, capture: Catalog | None = None) -> AdsDb:
-    """Open the ads DB that the home's settings name, its tables made.
+def open_ads_db(home: Home, capture: Catalog | None = None, *, settings: Settings | None = None) -> AdsDb:
+    """Open the ads DB that the home's settings name, or those given, its tables made.
 
     With `capture`, changes from now on are captured also where `up` does not run; where it does, capture is the
     Gateway's alone, which may run with another catalogue. Raises SettingsError, GatewayError.
     """
-    chosen = Settings.load(home).ads_db
+    chosen = (settings or Settings.load(home)).ads_db
     ads_db = AdsDb.open(home.ads_db if chosen == EMBEDDED else chosen)
     if capture is not None and process_file(home, "up").read() is None:
         ads_db.ensure_capture(capture)
     return ads_db
 
 
-def open_backends(home: Home, catalog: Catalog, *, server_only: bool = False) -> Backends:
-    """Return the backends of a home; serving is the running Manas server, else the index opened in this process."""
+def open_backends(
+    home: Home, catalog: Catalog, *, server_only: bool = False, settings: Settings | None = None
+) -> Backends:
+    """Return the backends of a home; serving is the running Manas server, else the index opened in this process.
+
+    `settings` name the ads DB where the home's own are not to.
+    """
     log = open_log(home)
     repo = open_repo(home, catalog)
     return Backends(
@@ -37,7 +42,7 @@ def open_backends(home: Home, catalog: Catalog, *, server_only: bool = False) ->
         log=log,
         repo=repo,
         repo_feed=repo_feed(repo, log),
-        ads_db=open_ads_db(home),
+        ads_db=open_ads_db(home, settings=settings),
         serving=HomeServing(home, catalog, log, server_only=server_only),
     )
 

@@ -65,6 +65,9 @@ def up(
         str | None,
         typer.Option(help="HOST[:PORT] at which HBase's region servers reach the WAL proxy (default: loopback)."),
     ] = None,
+    binlog_position: Annotated[
+        str | None, typer.Option("--binlog-position", help="gtid or file: what a binlog is followed by; remembered.")
+    ] = None,
 ) -> None:
     """Start every stage as a supervised process, show progress and the page's address."""
     from cli.up import run_up
@@ -72,7 +75,7 @@ def up(
     run_up(
         Home.open(home), sample=sample, seed=seed, port=port, until_idle=until_idle, as_json=as_json,
         argus_workers=argus_workers, catalog_file=catalog, ads_db=ads_db, log=log, repo=repo,
-        walproxy=walproxy,
+        walproxy=walproxy, binlog_position=binlog_position,
     )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from storage_repo.hbase.address import HbaseAddress
 
 EMBEDDED = "embedded"
 """The backend inside the home itself; the default of every part."""
+BY_GTID, BY_FILE = "gtid", "file"
+"""By file the ads DB cannot be taken over by a replica; it is for servers whose GTIDs cannot be used."""
 _ADS_DB_SCHEMES = ("sqlite", "mysql+pymysql")
 
 
@@ -33,6 +35,8 @@ class Settings(BaseModel):
     """`mysql+pymysql://user:password@host:port/database`, `sqlite:///file`, or embedded."""
     log: str = EMBEDDED
     """`kafka://host:port[,host:port][/prefix][?…]` (see `messaging.kafka.KafkaSettings`), or embedded."""
+    binlog_position: str = BY_GTID
+    """What a MySQL's binlog is followed by: GTIDs, where the server has them, or file and offset."""
 
     repo: str = EMBEDDED
     """`hbase://host:port?thrift2=port&zookeeper=host:port[&…]` (see `storage_repo.hbase.HbaseAddress`), or embedded."""
@@ -52,6 +56,13 @@ class Settings(BaseModel):
             raise ValueError(
                 "the ads DB's URL needs a host and the name of a database: mysql+pymysql://…@HOST:PORT/NAME"
             )
+        return value
+
+    @field_validator("binlog_position")
+    @classmethod
+    def _check_binlog_position(cls, value: str) -> str:
+        if value not in (BY_GTID, BY_FILE):
+            raise ValueError(f"a binlog is followed by {BY_GTID} or by {BY_FILE}, not by {value!r}")
         return value
 
     @field_validator("log")
@@ -103,10 +114,18 @@ def settings_file(home: Home) -> Path:
 
 
 def choose(home: Home, **chosen: str | None) -> Settings:
-    """Return the home's settings with the chosen ones changed, and remember them. None leaves a setting as it was.
+    """Return the home's settings with the chosen ones changed, and remember them: `check_choice`, then `remember`."""
+    after = check_choice(home, **chosen)
+    remember(home, after)
+    return after
 
-    Raises SettingsError for a value that cannot be used, and for another log or Repo under a base index: its manifest
-    counts positions in the log, and timestamps of the Repo, that it was built beside.
+
+def check_choice(home: Home, **chosen: str | None) -> Settings:
+    """Return the home's settings with the chosen ones changed; nothing is remembered. None leaves one as it was.
+
+    Raises SettingsError for a value that cannot be used, for another log or Repo under a base index, whose manifest
+    counts positions in the log, and timestamps of the Repo, that it was built beside, and for another ads DB under a
+    store that has the rows of one.
     """
     before = Settings.load(home)
     changes = {name: value for name, value in chosen.items() if value is not None}
@@ -126,24 +145,43 @@ def choose(home: Home, **chosen: str | None) -> Settings:
             f"{home.root} has a base index whose version is a timestamp of the Repo {before.repo}; use a new home for "
             f"another Repo, or remove {home.base} and build the base index again"
         )
-    part = settings_file(home).with_suffix(".part")
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:  # may hold passwords
-        file.write(json.dumps(after.model_dump(), indent=1) + "\n")
-    part.replace(settings_file(home))
+    if (home.root / "catalog.fingerprint").exists() and not _same_ads(home, before.ads_db, after.ads_db):
+        raise SettingsError(
+            f"{home.root} has the rows of the ads DB {_without_password(before.ads_db)}, which are not those of "
+            f"{_without_password(after.ads_db)}; use a new home, and a new prefix of the log, for another ads DB. A "
+            "replica that takes over has a database of the same name"
+        )
     return after
 
 
-def stage_settings(home: Home) -> dict[str, str]:
-    """Return what a stage is told of the home's backends.
+def remember(home: Home, settings: Settings) -> None:
+    """Make settings the home's."""
+    if settings == Settings.load(home):
+        return
+    part = settings_file(home).with_suffix(".part")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:  # may hold passwords
+        file.write(json.dumps(settings.model_dump(), indent=1) + "\n")
+    part.replace(settings_file(home))
 
-    "ads_db" is the URL when it is not the embedded one; walproxy_… is where the WAL proxy listens if not on loopback.
+
+def stage_settings(home: Home) -> dict[str, str]:
+    """Return what a stage is told of the home's backends: what is not as it is by default.
+
+    walproxy_… is where the WAL proxy listens if not on loopback.
     """
     chosen = Settings.load(home)
-    told = {} if chosen.ads_db == EMBEDDED else {"ads_db": chosen.ads_db}
+    given = {"ads_db": (chosen.ads_db, EMBEDDED), "binlog_position": (chosen.binlog_position, BY_GTID)}
+    told = {name: value for name, (value, default) in given.items() if value != default}
     if chosen.walproxy:
         host, _, port = chosen.walproxy.partition(":")
         told |= {"walproxy_host": host, "walproxy_bind": host, "walproxy_port": port or "0"}
     return told
+
+
+def _same_ads(home: Home, one: str, other: str) -> bool:
+    """Return whether two URLs may be of the same rows: of one file, or of one database on servers that replicate it."""
+    parts = [urlsplit(f"sqlite:///{home.ads_db}" if url == EMBEDDED else url) for url in (one, other)]
+    return parts[0].scheme == parts[1].scheme and parts[0].path.strip("/") == parts[1].path.strip("/")
 
 
 def _sentence(error: ValidationError) -> str:

@@ -37,13 +37,16 @@ _JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on st
 def apply(
     home: _HomeOption = None, log: _LogOption = None, catalog: _CatalogOption = None, as_json: _JsonOption = False
 ) -> None:
-    """Create missing topics and correct their settings; report what only people can mend. Safe to run twice."""
-    from messaging._kafka_topics import apply_topics
+    """Create missing topics and correct their settings; report what only people can mend. Safe to run twice.
+
+    A setting of the broker that should be another one is a warning; exit code 1 if a topic is not as it should be.
+    """
+    from messaging._kafka_topics import BROKER, apply_topics
 
     opened = Home.open(home)
     with _open(opened, log) as kafka:
         findings = apply_topics(kafka, wanted_topics(opened, catalog))
-    _report(findings, as_json)
+    _report(findings, as_json, tolerated=BROKER)
 
 
 @topics_app.command()
@@ -80,13 +83,13 @@ def _open(home: Home, url: str | None) -> KafkaLog:
     return KafkaLog(settings, prefix=settings.prefix)
 
 
-def _report(findings: Sequence[TopicFinding], as_json: bool) -> None:
-    left = [finding for finding in findings if not finding.done]
+def _report(findings: Sequence[TopicFinding], as_json: bool, *, tolerated: str = "") -> None:
+    left = [finding for finding in findings if not finding.done and finding.topic != tolerated]
     if as_json:
         sys.stdout.write(json.dumps({"ok": not left, "findings": [asdict(f) for f in findings]}) + "\n")
     else:
         for finding in findings:
-            typer.echo(str(finding))
+            typer.echo(f"warning: {finding}" if finding.topic == tolerated else str(finding))
         typer.echo("all topics are as they should be" if not left else f"{len(left)} differences are left")
     if left:
         raise typer.Exit(1)

@@ -19,7 +19,7 @@ from batch_workflows.retention import apply_retention
 from cli.backends import close_backends, open_backends
 from cli.idle import IdleWatch, Outstanding, deferred_rows, held_sentence, outstanding
 from cli.runtime import CommandError, freeze_catalog, hbase_schema, process_file, remember_catalog
-from cli.settings import EMBEDDED, Settings, choose
+from cli.settings import EMBEDDED, Settings, check_choice, choose, remember
 from cli.supervisor import Managed, Supervisor, plan
 from cli.worker import configure_logging
 from debug_ui.backends import Backends
@@ -70,6 +70,7 @@ def run_up(
     log: str | None = None,
     repo: str | None = None,
     walproxy: str | None = None,
+    binlog_position: str | None = None,
 ) -> None:
     """Bring the service up on a home; return when idle (`until_idle`) or when told to stop."""
     from batch_workflows import announce_left_over
@@ -79,15 +80,19 @@ def run_up(
     stop = _Stop()
     console = Console(stderr=True)
     configure_logging("warning")
-    if (ads_db or log or repo or walproxy) and process_file(home, "up").read():
+    if (ads_db or log or repo or walproxy or binlog_position) and process_file(home, "up").read():
         raise CommandError(f"the service is up on {home.root}; stop it before choosing other backends")
     with Supervisor(home, plan(argus_workers, [("debug_ui", f"port={port}")])) as supervisor:
         catalog, supervisor.catalog = freeze_catalog(home, catalog_file)
-        if choose(home, ads_db=ads_db, log=log, repo=repo, walproxy=walproxy).log != EMBEDDED:
+        chosen = {"ads_db": ads_db, "log": log, "repo": repo, "walproxy": walproxy, "binlog_position": binlog_position}
+        settings = check_choice(home, **chosen)
+        choose(home, log=log, repo=repo)  # at once: `topics apply` and `repo apply` are to find them
+        if settings.log != EMBEDDED:
             supervisor.add("reports")
-        backends = open_backends(home, catalog, server_only=True)
+        backends = open_backends(home, catalog, server_only=True, settings=settings)
         try:
             backends.ads_db.check_schema(catalog)
+            remember(home, settings)
             ensure_stream_topics(backends.log, streams_of(catalog))
             _check_repo(home, backends)
             remember_catalog(home, catalog_file)

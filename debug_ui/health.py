@@ -13,6 +13,7 @@ import psutil
 from pydantic import JsonValue
 
 from catalog.values import micros_of
+from debug_ui._base_age import base_problem
 from debug_ui._values import jsonable
 from debug_ui.backends import Backends
 from debug_ui.dead_letters import DeadLetterCount, count_dead_letters
@@ -189,7 +190,8 @@ def pipeline_status(backends: Backends) -> PipelineStatus:
         serving=serving,
         problems=(),
     )
-    return status.model_copy(update={"problems": tuple(_problems(status))})
+    aged = base_problem(log, home.base, status.at_us)
+    return status.model_copy(update={"problems": (*([aged] if aged else ()), *_problems(status))})
 
 
 _RATED = (*UPDATES.values(), SIGNALS, *NOTIFICATIONS.values(), DELTAS, BUDGETS, DEAD_LETTERS)

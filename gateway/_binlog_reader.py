@@ -97,13 +97,19 @@ class BinlogReader:
         except GatewayError as error:
             self._fail(error)
         except (LookupError, ValueError, struct.error, zlib.error) as error:
-            at = self._transactions.position
-            self._fail(
-                BinlogFormat(
-                    f"ads DB {self._name}: an event after {at.file}:{at.offset} cannot be read: {error!r}; "
-                    "upgrade adsindex, or run the resync workflow to go on from the binlog's end"
-                )
-            )
+            self._fail(self._unreadable(error))
+        except BaseException as error:  # a fault of the program: its traceback goes to the log as well
+            self._fail(self._unreadable(error))
+            raise
+
+    def _unreadable(self, cause: BaseException) -> BinlogFormat:
+        at = self._transactions.position
+        failure = BinlogFormat(
+            f"ads DB {self._name}: an event after {at.file}:{at.offset} cannot be read: {cause!r}; "
+            "upgrade adsindex, or run the resync workflow to go on from the binlog's end"
+        )
+        failure.__cause__ = cause
+        return failure
 
     def _add(self, events: Iterable[Event]) -> None:
         """Hand on what a batch of events makes: together, but never more than PIECE changes and one piece more."""

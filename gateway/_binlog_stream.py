@@ -36,8 +36,11 @@ _READ_BYTES = 64 << 10
 
 _ERROR = 0xFF
 
-_POSITION_LOST = (1236, 1789, 1790)
-_STREAM_LOST_TEXT = ("could not find", "impossible position", "gtid", "purged", "not in the master", "error reading")
+_FATAL = 1236
+"""What a server ends a dump with when it cannot go on from the position asked for, in words that differ by release."""
+_POSITION_LOST = (_FATAL, 1789, 1790)
+_SAME_READER = "server_uuid/server_id"
+"""In the one text of 1236 that says nothing of the position: another reader came with the same id."""
 
 
 class BinlogStream:
@@ -99,7 +102,7 @@ class BinlogStream:
                 try:
                     MysqlPacket(data, "utf8mb4").raise_for_error()
                 except pymysql.MySQLError as error:
-                    raise self._failure(error) from error
+                    raise failure_of(self._name, error) from error
             if data[0] == 0xFE and len(data) < 9:
                 raise AdsDbUnavailable(f"ads DB {self._name}: the server ended the binlog stream; it is asked again")
             yield decode(data, 1)
@@ -121,15 +124,17 @@ class BinlogStream:
         with contextlib.suppress(OSError, pymysql.MySQLError):
             self._connection._force_close()
 
-    def _failure(self, error: pymysql.MySQLError) -> AdsDbUnavailable | PositionLost:
-        code = error.args[0] if error.args else 0
-        text = _mysql.describe(error)
-        if code in _POSITION_LOST and any(part in text.lower() for part in _STREAM_LOST_TEXT):
-            return PositionLost(
-                f"ads DB {self._name}: the server no longer has the binlog after the stored position: {text}. Changes "
-                "are missing from the stream. Run the resync workflow: the Gateway then follows the binlog from its "
-                "present end and sends every row again; rows deleted meanwhile are found by it as well"
-            )
-        if code == 1236 and "server_id" in text.lower():
-            return AdsDbUnavailable(f"ads DB {self._name}: {text}; another reader took over, it is tried again")
-        return AdsDbUnavailable(f"ads DB {self._name}: {text}; it is tried again")
+
+def failure_of(name: str, error: pymysql.MySQLError) -> AdsDbUnavailable | PositionLost:
+    """Return what an error that a server sends instead of its binlog means."""
+    code = error.args[0] if error.args else 0
+    text = _mysql.describe(error)
+    if code == _FATAL and _SAME_READER in text.lower():
+        return AdsDbUnavailable(f"ads DB {name}: {text}; another reader took over, it is tried again")
+    if code in _POSITION_LOST:
+        return PositionLost(
+            f"ads DB {name}: the server cannot send the binlog after the stored position: {text}. Changes "
+            "are missing from the stream. Run the resync workflow: the Gateway then follows the binlog from its "
+            "present end and sends every row again; rows deleted meanwhile are found by it as well"
+        )
+    return AdsDbUnavailable(f"ads DB {name}: {text}; it is tried again")

@@ -112,6 +112,11 @@ class Transactions:
                 f"{self._where(event)}: the transaction is compressed, which is not read; "
                 "SET GLOBAL binlog_transaction_compression = OFF, then run the resync workflow"
             )
+        elif kind == ev.TAGGED_GTID:
+            raise BinlogFormat(
+                f"{self._where(event)}: the transaction's GTID has a tag, which is not read; let nobody set gtid_next "
+                "to a tag, and use a server that has no such transactions"
+            )
         elif kind == ev.PARTIAL_UPDATE:
             self._partial(event)
         elif kind not in ev.HARMLESS and not event.flags & ev.IGNORABLE:

@@ -6,19 +6,17 @@ published whole to a compacted topic, under a number of its own; positions have 
 
 from __future__ import annotations
 
-import hashlib
 import re
 
-from gateway._exceptions import PositionLost
-from messaging import Log, OutRecord
-from messaging.topics import GTID_SETS
+from gateway._kept_texts import KeptTexts
+from messaging import Log
 
 MAX_STORED_BYTES = 1_500
 """Of the part of a GTID set that goes with a position: Kafka keeps 4096 bytes, and a snapshot's progress wants some."""
 
 _Interval = tuple[int, int]
+_TAG = re.compile(r":\s*([a-z_]\w*)", re.I)
 _REFERENCE = re.compile(r"@([0-9a-f]{16})\+(.*)", re.S)
-_READ = 1_000
 
 
 def add(gtids: str, gtid: str) -> str:
@@ -33,6 +31,12 @@ def add(gtids: str, gtid: str) -> str:
         if int(last or first) + 1 == int(number):
             return f"{gtids[:before]}{first}-{number}{gtids[end:]}"
     return union(gtids, gtid)
+
+
+def tag_of(gtids: str) -> str:
+    """Return a tag in a set, "" if there is none: MySQL 8.3 and newer allow UUID:TAG:NUMBER, which is not read here."""
+    found = _TAG.search(gtids)
+    return found.group(1) if found else ""
 
 
 def union(one: str, other: str) -> str:
@@ -57,10 +61,10 @@ def difference(one: str, other: str) -> str:
 class GtidSets:
     """Stores GTID sets of any length with positions. For one thread; only one Gateway publishes at a time."""
 
-    def __init__(self, log: Log) -> None:
-        """Use the topic GTID_SETS of the log, which has records only while a set is long."""
-        self._log = log
-        self._whole, self._number = "", ""
+    def __init__(self, log: Log, *, keys: str = "") -> None:
+        """Use the topic GTID_SETS of the log, which has records only while a set is long; `keys` begins their keys."""
+        self._kept = KeptTexts(log, keys)
+        self._whole = ""
 
     def shortened(self, gtids: str) -> str:
         """Return what to store for a set, publishing it whole first if that is due. Raises LogUnavailable."""
@@ -68,12 +72,9 @@ class GtidSets:
             return gtids
         added = difference(gtids, self._whole) if self._whole else gtids
         if len(added) > MAX_STORED_BYTES or difference(self._whole, gtids):
-            number = hashlib.blake2b(gtids.encode(), digest_size=8).hexdigest()
-            # Two keys in turn: a position that is stored after this may be lost, and then the set before is needed.
-            key = "even" if self._key_of(self._number) == "odd" else "odd"
-            self._log.publish([OutRecord(GTID_SETS, key, f"{number} {gtids}".encode())])
-            self._whole, self._number, added = gtids, number, ""
-        return f"@{self._number}+{added}"
+            self._kept.put(gtids)
+            self._whole, added = gtids, ""
+        return f"@{self._kept.number}+{added}"
 
     def whole(self, stored: str) -> str:
         """Return the set that was given to `shortened`. Raises PositionLost when the topic does not have it."""
@@ -81,31 +82,8 @@ class GtidSets:
         if match is None:
             return stored
         number, added = match.groups()
-        for _, found, gtids in self._records():
-            if found == number:
-                self._whole, self._number = gtids, number
-                return union(gtids, added)
-        raise PositionLost(
-            f"the GTID set {number} of the stored position is not in the topic {GTID_SETS}; was the topic made anew? "
-            "Run the resync workflow: the Gateway then goes on from the binlog's present end and sends every row again"
-        )
-
-    def _key_of(self, number: str) -> str:
-        return next((key for key, found, _ in self._records() if found == number), "")
-
-    def _records(self) -> list[tuple[str, str, str]]:
-        """Return (key, number, set) of all records, oldest first."""
-        found: list[tuple[str, str, str]] = []
-        at, end = self._log.start_offsets(GTID_SETS)[0], self._log.end_offsets(GTID_SETS)[0]
-        while at < end and (records := self._log.read(GTID_SETS, 0, at, _READ)):
-            found.extend((r.key, *_halves(r.value.decode())) for r in records)
-            at = records[-1].offset + 1
-        return found
-
-
-def _halves(text: str) -> tuple[str, str]:
-    number, _, gtids = text.partition(" ")
-    return number, gtids
+        self._whole = self._kept.get(number)
+        return union(self._whole, added)
 
 
 def _entries(text: str) -> dict[str, str]:

@@ -145,7 +145,7 @@ def _advice(error: pymysql.MySQLError) -> str:
     if code in _RIGHTS:
         return "grant the user what it lacks, or correct the URL"
     if code in (1205, 1213):
-        return "another transaction holds the rows; it is tried again"
+        return "another transaction holds the rows; try again"
     if code in (1054, 1064, 1146):
         return "check that the tables are what the catalogue declares"
-    return "check that the server runs and can be reached; it is tried again"
+    return "check that the server runs and can be reached"

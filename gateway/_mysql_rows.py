@@ -53,7 +53,7 @@ class MysqlRowSource:
 
         `need` gives the position that a snapshot must have reached, asked before each one.
         `locking` reads with shared locks, which wait for commits, where the server cannot say what a snapshot has: a
-        MySQL without GTIDs. Raises AdsDbUnavailable, also when another server answers.
+        MySQL without GTIDs, or followed without them. Raises AdsDbUnavailable, also when another server answers.
         """
         self._db, self._catalog = db, catalog
         self._connection = self._connected()
@@ -89,7 +89,10 @@ class MysqlRowSource:
                 self._reconnect()
 
     def keys(self, table: str, key: str, after: Sequence[object] | None, limit: int) -> list[tuple[Any, ...]]:
-        """Return the next keys of a table after one, in order, in a snapshot of its own. Raises AdsDbUnavailable."""
+        """Return the next keys of a table after one, in order, in a snapshot of its own. Raises AdsDbUnavailable.
+
+        Read with locks they have what is in the binlog and not visible yet: its rows are still locked.
+        """
         names = [_mysql.quoted(name) for name in key_columns(key)]
         listed = ", ".join(names)
         where, bound = "", list[object]()
@@ -101,6 +104,8 @@ class MysqlRowSource:
             where = " WHERE " + " OR ".join(f"({term})" for term in terms)
             bound = [after[j] for i in range(len(names)) for j in range(i + 1)]
         sql = f"SELECT DISTINCT {listed} FROM {_mysql.quoted(table)}{where} ORDER BY {listed} LIMIT {limit}"
+        if self._locking:
+            sql += " LOCK IN SHARE MODE"
         with _mysql.translated(self._db.name):
             self._begin()
             found = _mysql.rows(self._connection, sql, bound)

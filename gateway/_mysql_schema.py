@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 from pymysql.connections import Connection
@@ -10,12 +11,18 @@ from pymysql.connections import Connection
 from catalog import Catalog
 from catalog.keys import key_columns
 from gateway import _mysql
+from gateway._binlog_values import ENCODINGS
 from gateway._schema import check_catalog, declarations
 
 _COLUMNS = (
     "SELECT table_name, column_name, column_type, character_set_name, collation_name, generation_expression "
     "FROM information_schema.columns WHERE table_schema = %s"
 )
+
+_NUMBER_KEY = re.compile(r"(TINY|SMALL|MEDIUM|BIG)?INT\b|YEAR\b", re.I)
+_TEXT_KEY = re.compile(r"(VAR)?CHAR\b|(TINY|MEDIUM|LONG)?TEXT\b", re.I)
+"""Of these types are keys: row keys are made of them, they are kept as JSON, and `>` follows the order of ORDER BY,
+which is not so for ENUM."""
 
 
 def check_schema(connection: Connection[Any], database: str, catalog: Catalog) -> None:
@@ -26,13 +33,31 @@ def check_schema(connection: Connection[Any], database: str, catalog: Catalog) -
         for name, kind in _mysql.rows(connection, query, (database,))
     }
     present: dict[str, set[str]] = {}
-    for row in _mysql.rows(connection, _COLUMNS, (database,)):
-        present.setdefault(str(row[0]).lower(), set()).add(str(row[1]).lower())
-    check_catalog(catalog, kinds, lambda source_table: present.get(source_table.lower(), set()))
+    unfit: dict[tuple[str, str], str] = {}
+    for table, column, column_type, charset, *_ in _mysql.rows(connection, _COLUMNS, (database,)):
+        present.setdefault(str(table).lower(), set()).add(str(column).lower())
+        unfit[str(table).lower(), str(column).lower()] = _unfit_key(str(column_type), charset)
+    check_catalog(
+        catalog,
+        kinds,
+        lambda source_table: present.get(source_table.lower(), set()),
+        lambda source_table, column: unfit[source_table.lower(), column.lower()],
+    )
+
+
+def _unfit_key(column_type: str, charset: str | None) -> str:
+    """Return the type of a column that cannot be of a key, "" for one that can."""
+    if _NUMBER_KEY.match(column_type):
+        return ""
+    if not _TEXT_KEY.match(column_type):
+        return column_type
+    return "" if charset in ENCODINGS else f"{column_type} in the character set {charset}"
 
 
 def digests(connection: Connection[Any], database: str, catalog: Catalog) -> dict[str, str]:
     """Return entity table -> digest of what decides its rows' content; "" while the ads DB lacks a column of it.
+
+    A table with a key that can be none counts as lacking it.
 
     It covers the catalogue's declaration and the types of the columns read: an ALTER TABLE that gives a column to all
     rows, or converts it, writes no row events.
@@ -50,8 +75,9 @@ def digests(connection: Connection[Any], database: str, catalog: Catalog) -> dic
             *((c.source_table, str(c.source_column)) for c in entity.columns.values() if c.source_table is not None),
         ]
         types = [columns.get((str(table).lower(), column.lower())) for table, column in wanted]
+        keys = sum(len(key_columns(key)) for key in entity.source.tables().values())
         content = repr((declared[entity.name], types))
-        complete = None not in types
+        complete = None not in types and not any(_unfit_key(*one[:2]) for one in types[:keys] if one is not None)
         found[entity.name] = hashlib.blake2b(content.encode(), digest_size=4).hexdigest() if complete else ""
     return found
 

@@ -11,6 +11,7 @@ from pymysql.connections import Connection
 
 from gateway import _mysql
 from gateway._exceptions import ServerUnsuitable
+from gateway._gtid_set import tag_of
 from gateway._mysql import Address
 from gateway.binlog_position import BinlogPosition
 
@@ -90,7 +91,7 @@ def check_server(connection: Connection[Any], address: Address) -> None:
         faults.append("server_id is 0, so no reader of the binlog is let in: SET GLOBAL server_id = 1")
     faults.extend(_rights(connection, address))
     if not faults:
-        faults.extend(_filters(connection, address))
+        faults.extend(status_faults(_status(connection), address))
     if faults:
         text = "\n".join(f"- {fault}" for fault in faults)
         keep = ", and put the settings into the server's configuration file too"
@@ -154,10 +155,15 @@ def _rights(connection: Connection[Any], address: Address) -> list[str]:
     return faults
 
 
-def _filters(connection: Connection[Any], address: Address) -> list[str]:
-    status = _status(connection)
+def status_faults(status: tuple[Any, ...] | None, address: Address) -> list[str]:
+    """Return what is wrong with the state of a server's binlog, as the server tells it."""
     if status is None:
         return ["the server writes no binlog: set log_bin in its configuration file and restart it"]
+    if len(status) > 4 and (tag := tag_of(str(status[4] or ""))):
+        return [
+            f"the server has transactions whose GTIDs have the tag {tag!r}, which are not read: use a server on which "
+            "nobody sets gtid_next to a tag"
+        ]
     only, ignored = ({d for d in str(value or "").split(",") if d} for value in status[2:4])
     if (only and address.database not in only) or address.database in ignored:
         return [

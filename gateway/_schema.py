@@ -10,10 +10,16 @@ from catalog.keys import key_columns
 from gateway._exceptions import SchemaMismatch
 
 
-def check_catalog(catalog: Catalog, kinds: Mapping[str, str], columns_of: Callable[[str], Collection[str]]) -> None:
+def check_catalog(
+    catalog: Catalog,
+    kinds: Mapping[str, str],
+    columns_of: Callable[[str], Collection[str]],
+    unfit_key: Callable[[str, str], str] = lambda source_table, column: "",
+) -> None:
     """Raise SchemaMismatch, every fault with file and line, when the ads DB lacks what the catalogue reads.
 
-    `kinds` maps names in lower case to "table" or another kind; `columns_of` gives a table's columns in lower case.
+    `kinds` maps names in lower case to "table" or another kind; `columns_of` gives a table's columns in lower case;
+    `unfit_key` the type of a column that cannot be of a key, "" for one that can.
     """
     faults: list[Fault] = []
     tables: set[str] = set()
@@ -28,6 +34,13 @@ def check_catalog(catalog: Catalog, kinds: Mapping[str, str], columns_of: Callab
         for part in key_columns(key):
             if part.lower() not in present:
                 text = f"the ads DB table {source_table!r} has no key column {part!r}; correct `source`"
+                faults.append(Fault(catalog.file, table.line, text))
+                tables.add(source_table)
+            elif unfit := unfit_key(source_table, part):
+                text = (
+                    f"the key column {part!r} of the ads DB table {source_table!r} is of type {unfit}, but keys are "
+                    "whole numbers or text; alter it, or correct `source`"
+                )
                 faults.append(Fault(catalog.file, table.line, text))
                 tables.add(source_table)
         for column in table.columns.values():

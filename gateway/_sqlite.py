@@ -96,7 +96,7 @@ def _has_code(statement: str) -> bool:
 def _advice(error: sqlite3.Error) -> str:
     text = str(error)
     if "locked" in text or "busy" in text:
-        return "another application holds it; it is tried again"
+        return "another application holds it; try again"
     if "not a database" in text or "malformed" in text:
         return "the file is not an intact SQLite database: restore it from a backup"
     return "check that the file exists, can be written, and that the disk is not full"

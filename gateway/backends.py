@@ -7,19 +7,20 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from catalog import Catalog, Table
-from gateway import _mysql
+from gateway import _binlog_resume, _mysql
 from gateway._exceptions import AdsDbUnavailable
+from gateway._kept_texts import LongStates
 from gateway._mysql_rows import MysqlRowSource
 from gateway._mysql_server import end_position
 from gateway._rows import SqliteRowSource
 from gateway.ads_db import AdsDb
-from gateway.binlog import RESYNC_GROUP, BinlogChangeFeed
+from gateway.binlog import BinlogChangeFeed
 from gateway.binlog_position import FeedState, file_order
 from gateway.feed import Change, ChangeFeed, SqliteChangeFeed
 from gateway.materialize import Materializer, RowQuery
 from gateway.mysql_ads_db import MysqlAdsDb
 from gateway.sqlite_ads_db import SqliteAdsDb
-from messaging import Log, Position
+from messaging import Log
 from messaging.headers import now_us
 from messaging.topics import CHANGE_FEED, GATEWAY_GROUP
 
@@ -71,29 +72,30 @@ def feed_lag(db: AdsDb, log: Log) -> FeedLag:
     stored = log.committed_metadata(GATEWAY_GROUP, CHANGE_FEED).get(0, "") if known else ""
     if not stored:
         return FeedLag(end, end, 0, "bytes of the binlog")
-    state = FeedState.from_json(stored)
+    state = FeedState.from_json(LongStates(log).whole(stored))
     at = state.position
     if at.server != now.server or not at.file:
         return FeedLag(1, end, 0, "bytes of the binlog")  # another server: how much is not known before it is read
     behind = max(0, end - _as_number(at.file, at.offset))
-    asked = log.committed(RESYNC_GROUP, CHANGE_FEED).get(0, 0) > state.resync
+    asked = _binlog_resume.newest_request(log).number > state.resync
     return FeedLag(behind + len(state.todo) + asked, end, _as_number(at.file, at.offset), "bytes of the binlog")
 
 
 def request_resync(db: AdsDb, catalog: Catalog, log: Log) -> int:
     """Have every row of the ads DB sent again, for the low lane; return how many rows there are.
 
-    On a binlog this is also the way out of a lost position. It holds whether or not a Gateway runs now.
+    On a binlog this is also the way out of a lost position. It holds whether or not a Gateway runs now: a Gateway that
+    cannot go on from its position goes on from where the binlog ends now, before any row is looked at.
     """
     if isinstance(db, MysqlAdsDb):
-        requested = log.committed(RESYNC_GROUP, CHANGE_FEED).get(0, 0)
         with closing(db.connect()) as connection, _mysql.translated(db.name):
+            end = end_position(connection)
             rows = sum(
                 int(_mysql.rows(connection, f"SELECT COUNT(*) FROM {_mysql.quoted(table.source.table)}")[0][0])
                 for table in catalog.entity_tables()
                 if table.source is not None
             )
-        log.set_committed([Position(RESYNC_GROUP, CHANGE_FEED, 0, requested + 1)])
+        _binlog_resume.ask(log, end, db.address.database)
         return rows
     with closing(SqliteChangeFeed(_sqlite(db), catalog)) as feed:
         return feed.resync(max(feed.end() + 1, log.committed(GATEWAY_GROUP, CHANGE_FEED).get(0, 0)))
@@ -117,7 +119,6 @@ def request_missing(db: AdsDb, catalog: Catalog, log: Log, table: Table, keys: I
     number = newest_number(db, catalog, log)
     if number <= 0:  # nothing was ever published from this binlog
         return 0
-    now = now_us()
     now = now_us()
     wanted = tuple(keys)
     with closing(MysqlRowSource(db, catalog)) as rows:

@@ -24,20 +24,19 @@ from catalog import Catalog
 from catalog.keys import join_key
 from gateway import _mysql
 from gateway._binlog_reader import BinlogReader
+from gateway._binlog_resume import Resume, newest_request
 from gateway._binlog_transactions import Piece
-from gateway._exceptions import AdsDbUnavailable, PositionLost
+from gateway._exceptions import AdsDbUnavailable, BinlogFormat, PositionLost
 from gateway._gtid_set import GtidSets
+from gateway._kept_texts import LongStates
 from gateway._mysql_rows import MysqlRowSource
 from gateway._mysql_schema import cascades, digests
 from gateway._mysql_server import MYSQL, check_server, describe_server, end_position
-from gateway.binlog_position import BinlogPosition, FeedState, file_order
+from gateway.binlog_position import BinlogPosition, FeedState
 from gateway.feed import Change
 from gateway.mysql_ads_db import MysqlAdsDb
 from messaging import Log, Position
 from messaging.topics import CHANGE_FEED, GATEWAY_GROUP
-
-RESYNC_GROUP = "gateway-resync"
-"""Its position on CHANGE_FEED counts requests for a resync: durable, and seen by a Gateway wherever it runs."""
 
 CHUNK = 200
 """Keys of the snapshot enqueued at a time: a live change waits for one chunk at most, some 20 ms."""
@@ -47,6 +46,9 @@ FAIR = 4
 
 SESSION_BITS = 32
 """A number is a session's number and a counter of so many bits; with seconds as sessions 63 bits last until 2092."""
+
+STORE_AGAIN_SECONDS = 24 * 3600.0
+"""A broker forgets positions of groups without members that are not stored anew, MSK and others after 7 days."""
 
 _SESSIONS_SINCE = 1_704_067_200  # 2024-01-01
 _LOOK_SECONDS = 1.0  # how often to look for a request for a resync
@@ -72,7 +74,7 @@ class BinlogChangeFeed:
         """
         self._db, self._catalog, self._log, self._by_file = db, catalog, log, by_file
         self._reader: BinlogReader | None = None
-        self._gtid_sets = GtidSets(log)
+        self._gtid_sets, self._long_states = GtidSets(log), LongStates(log)
         self._control = db.connect()
         try:
             with _mysql.translated(db.name):
@@ -87,7 +89,13 @@ class BinlogChangeFeed:
                     foreign_keys=hidden,
                     todo="rows that these change are not logged: use RESTRICT, or run ./adsindex workflow run resync",
                 )
-            self._keys = MysqlRowSource(db, catalog, expect=self.server.identity, need=self._snapshot_point)
+            self._keys = MysqlRowSource(
+                db,
+                catalog,
+                expect=self.server.identity,
+                need=self._snapshot_point,
+                locking=by_file and self.server.flavour == MYSQL,
+            )
         except BaseException:
             self._control.close()
             raise
@@ -100,8 +108,8 @@ class BinlogChangeFeed:
     def _begin(self, end: BinlogPosition) -> None:
         offset = self._log.committed(GATEWAY_GROUP, CHANGE_FEED).get(0, 0)
         stored = self._log.committed_metadata(GATEWAY_GROUP, CHANGE_FEED).get(0, "")
-        self._requested = self._log.committed(RESYNC_GROUP, CHANGE_FEED).get(0, 0)
-        self._state = self._resumed(stored, end)
+        resume = Resume(self._log, self._db.address, self.server, end, by_file=self._by_file)
+        self._state, self._way_out = resume.begin(stored, self._long_states, self._gtid_sets)
         self._positions: deque[tuple[int, BinlogPosition]] = deque()
         self._states: deque[tuple[int, FeedState]] = deque()
         self._pieces: deque[Piece] = deque()
@@ -115,7 +123,7 @@ class BinlogChangeFeed:
         self._base = self._seq = session << SESSION_BITS
         # Before any number of this session is used: a crash after publishing may not bring it back.
         self._log.set_committed([Position(GATEWAY_GROUP, CHANGE_FEED, 0, self._seq + 1, self._text(self._state))])
-        self._storable = self._state
+        self._storable, self._stored_at = self._state, time.monotonic()
         self._looked = time.monotonic()
         self.rows_enqueued = 0
         self._schema_changes = 0
@@ -162,7 +170,7 @@ class BinlogChangeFeed:
 
     def wait(self, after: int, timeout_s: float) -> bool:
         """Block until there is something to read; False after `timeout_s`. Raises what `read` raises."""
-        return bool(self._live or self._pieces or self._state.todo) or self._running().wait(timeout_s)
+        return bool(self._live or self._pieces or self._state.todo) or self._wait(timeout_s)
 
     def stored(self, upto: int) -> Position | None:
         """Return the position to store once everything up to a number is published; None if it is no new one.
@@ -170,8 +178,10 @@ class BinlogChangeFeed:
         Binlog positions are those of transaction ends; the snapshot's progress goes with them.
         """
         position, state = _newest(self._positions, upto), _newest(self._states, upto)
-        if position is None and state is None:
+        now = time.monotonic()
+        if position is None and state is None and now - self._stored_at < STORE_AGAIN_SECONDS:
             return None
+        self._stored_at = now
         self._storable = replace(state or self._storable, position=position or self._storable.position)
         return Position(GATEWAY_GROUP, CHANGE_FEED, 0, upto + 1, self._text(self._storable))
 
@@ -215,55 +225,50 @@ class BinlogChangeFeed:
         if self._control.open:
             self._control.close()
 
-    # Where to begin
-
-    def _resumed(self, stored: str, end: BinlogPosition) -> FeedState:
-        if not stored:
-            return FeedState(self._moded(end), resync=self._requested)
-        state = FeedState.from_json(stored)
-        whole = self._gtid_sets.whole(state.position.gtid)
-        state = replace(state, position=msgspec.structs.replace(state.position, gtid=whole))
-        if self._requested > state.resync:
-            _log.error("binlog_resync", why="a person asked for it", left=state.position.file, now=end.file)
-            return FeedState(self._moded(end), resync=self._requested)
-        at = state.position
-        if at.server == end.server:
-            if file_order(at.file, at.offset) > file_order(end.file, end.offset):
-                raise self._lost(f"it is at {at.file}:{at.offset}, but the binlog ends at {end.file}:{end.offset}")
-            return replace(state, position=self._moded(at))
-        if not at.gtid:
-            raise self._lost(
-                f"it is {at.file}:{at.offset} of server {at.server}, without GTIDs, but {end.server} answers"
-            )
-        _log.warning("binlog_failover", left=at.server, now=end.server, gtid=at.gtid)
-        # Files and offsets of another server mean nothing: the first transaction read brings this server's own.
-        return replace(state, position=msgspec.structs.replace(at, file="", offset=0, server=end.server))
-
     def _text(self, state: FeedState) -> str:
-        """Return a state as it is stored; a GTID set of MySQL may be too long to go with it."""
-        if self.server.flavour != MYSQL:
-            return state.to_json()
-        short = self._gtid_sets.shortened(state.position.gtid)
-        return replace(state, position=msgspec.structs.replace(state.position, gtid=short)).to_json()
-
-    def _moded(self, at: BinlogPosition) -> BinlogPosition:
-        return msgspec.structs.replace(at, gtid="") if self._by_file else at
-
-    def _lost(self, why: str) -> PositionLost:
-        return PositionLost(
-            f"ads DB {self._db.name}: the stored position is of no use: {why}. Run the resync workflow: the Gateway "
-            "then follows the binlog from its present end and sends every row again"
-        )
+        """Return a state as it is stored; a GTID set of MySQL, and many tables, may be too long to go with it."""
+        if self.server.flavour == MYSQL:
+            short = self._gtid_sets.shortened(state.position.gtid)
+            state = replace(state, position=msgspec.structs.replace(state.position, gtid=short))
+        return self._long_states.shortened(state.to_json())
 
     # Live changes
 
     def _take_pieces(self, limit: int) -> None:
         while len(self._live) < limit:
             if not self._pieces:
-                self._pieces.extend(self._running().take(limit - len(self._live)))
+                self._pieces.extend(self._take(limit - len(self._live)))
                 if not self._pieces:
                     return
             self._add(self._pieces.popleft())
+
+    def _take(self, limit: int) -> list[Piece]:
+        try:
+            return self._running().take(limit)
+        except (PositionLost, BinlogFormat) as error:
+            self._leave(error)
+            return []
+
+    def _wait(self, timeout_s: float) -> bool:
+        try:
+            return self._running().wait(timeout_s)
+        except (PositionLost, BinlogFormat) as error:
+            self._leave(error)
+            return False
+
+    def _leave(self, error: PositionLost | BinlogFormat) -> None:
+        """Go on where a resync was asked for: all rows are enqueued, and those that had gone by then were looked for.
+
+        Raises the error when none was asked for after the position.
+        """
+        at, self._way_out = self._way_out, None
+        if at is None:
+            raise error
+        _log.error("binlog_skipped", why=str(error), to=f"{at.file}:{at.offset}", gtid=at.gtid)
+        self._running().close()
+        self._reader = BinlogReader(self._db.address, self._catalog, self.server, at)
+        _mark(self._positions, self._seq + len(self._live), at)
+        self._schema_changed()
 
     def _add(self, piece: Piece) -> None:
         at_us = piece.at_us
@@ -277,6 +282,8 @@ class BinlogChangeFeed:
             self._send_again(piece.altered, "altered")
         if piece.end is not None:
             _mark(self._positions, self._seq + len(self._live), piece.end)
+            if self._way_out is not None and piece.end.reached(self._way_out):
+                self._way_out = None
 
     def _live_changes(self, limit: int) -> list[Change]:
         changes: list[Change] = []
@@ -365,7 +372,7 @@ class BinlogChangeFeed:
         if time.monotonic() - self._looked < _LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        requested = self._log.committed(RESYNC_GROUP, CHANGE_FEED).get(0, 0)
+        requested = newest_request(self._log).number
         if requested > self._state.resync:
             self._change_state(replace(self._state, resync=requested))
             self.resync(0)

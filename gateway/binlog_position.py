@@ -45,6 +45,8 @@ class FeedState:
     declared: dict[str, str] = field(default_factory=dict)
     resync: int = 0
     """Number of the last request for a resync that was taken up."""
+    database: str = ""
+    """On the same server another one has other rows; "" in what was stored before this was."""
 
     def to_json(self) -> str:
         """Return the state as compact JSON: Kafka keeps 4096 bytes with a position."""
@@ -59,6 +61,7 @@ class FeedState:
             "after": None if self.after is None else list(self.after),
             "declared": self.declared,
             "resync": self.resync,
+            "db": self.database,
         }
         return json.dumps(values, separators=(",", ":"))
 
@@ -74,6 +77,7 @@ class FeedState:
                 None if after is None else tuple(after),
                 dict(values["declared"]),
                 int(values["resync"]),
+                str(values.get("db", "")),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise PositionLost(

@@ -2,6 +2,9 @@
 
 The two sides are computed apart: one from rows read now, range by range, the other from the newest update of every
 entity in the log. A range that differs while applications write is no fault yet: prove again when the feed is idle.
+
+A log that has forgotten its oldest records proves nothing of entities whose updates were all among them. These are
+counted apart: neither equal nor different.
 """
 
 from __future__ import annotations
@@ -27,8 +30,17 @@ RANGE_ROWS = 1_000
 _READ = 1_000
 _MODULUS = 1 << 64
 
-State = Mapping[tuple[str, str], int]
-"""(table, row) -> checksum of the entity's columns, for every entity that is there."""
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The newest state of every entity in a log."""
+
+    rows: Mapping[tuple[str, str], int]
+    """(table, row) -> checksum of the entity's columns, for every entity that is there."""
+    gone: frozenset[tuple[str, str]] = frozenset()
+    """Those whose newest update is a deletion."""
+    forgotten: int = 0
+    """Records that the log had before its oldest ones; 0 if it has all since its first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,8 @@ class RangeProof:
     published_count: int
     source_checksum: int
     published_checksum: int
+    not_provable: int = 0
+    """Entities of the source, in no count and no checksum, of which the log has forgotten every update."""
 
     @property
     def equal(self) -> bool:
@@ -57,18 +71,30 @@ class Proof:
     extra: tuple[tuple[str, str], ...]
 
     @property
+    def differs(self) -> bool:
+        """Whether published and source are not the same, as far as the log goes back."""
+        return bool(self.extra) or not all(r.equal for r in self.ranges)
+
+    @property
+    def not_provable(self) -> int:
+        """How many entities of the source are in the ads DB and in no update that the log still has."""
+        return sum(r.not_provable for r in self.ranges)
+
+    @property
     def ok(self) -> bool:
-        """Whether published and source are the same."""
-        return not self.extra and all(r.equal for r in self.ranges)
+        """Whether published and source are the same, proved of every entity."""
+        return not self.differs and not self.not_provable
 
     def __str__(self) -> str:
         wrong = [r for r in self.ranges if not r.equal]
         rows = sum(r.source_count for r in self.ranges)
         text = f"{rows} entities in {len(self.ranges)} ranges, {len(wrong)} ranges differ, {len(self.extra)} too many"
+        if self.not_provable:
+            text += f", {self.not_provable} more not provable: the log has forgotten their updates"
         return "; ".join([text, *(f"{r.table} {r.first}..{r.last}" for r in wrong[:10])])
 
 
-def prove(db: MysqlAdsDb, catalog: Catalog, published: State, *, range_rows: int = RANGE_ROWS) -> Proof:
+def prove(db: MysqlAdsDb, catalog: Catalog, published: Published, *, range_rows: int = RANGE_ROWS) -> Proof:
     """Compare every entity of the ads DB with what was published. Raises AdsDbUnavailable, SchemaMismatch."""
     ranges: list[RangeProof] = []
     seen: set[tuple[str, str]] = set()
@@ -76,28 +102,36 @@ def prove(db: MysqlAdsDb, catalog: Catalog, published: State, *, range_rows: int
         for table in catalog.entity_tables():
             for found in _source_ranges(rows, catalog, table, range_rows):
                 seen.update((table.name, row) for row in found)
-                theirs = [published[table.name, row] for row in found if (table.name, row) in published]
-                keys = list(found)
+                ids = [(table.name, row) for row in found]
+                theirs = [published.rows[id_] for id_ in ids if id_ in published.rows]
+                provable = [
+                    checksum_
+                    for id_, checksum_ in zip(ids, found.values(), strict=True)
+                    if not published.forgotten or id_ in published.rows or id_ in published.gone
+                ]
                 ranges.append(
                     RangeProof(
                         table.name,
-                        keys[0],
-                        keys[-1],
-                        len(found),
+                        ids[0][1],
+                        ids[-1][1],
+                        len(provable),
                         len(theirs),
-                        sum(found.values()) % _MODULUS,
+                        sum(provable) % _MODULUS,
                         sum(theirs) % _MODULUS,
+                        len(found) - len(provable),
                     )
                 )
-    return Proof(tuple(ranges), tuple(sorted(published.keys() - seen)))
+    return Proof(tuple(ranges), tuple(sorted(published.rows.keys() - seen)))
 
 
-def published_state(log: Log) -> dict[tuple[str, str], int]:
-    """Return the newest state of every entity in the log's update topics, from their beginning."""
+def published_state(log: Log) -> Published:
+    """Return the newest state of every entity in the log's update topics, from their oldest records kept."""
+    forgotten = 0
     newest: dict[tuple[str, str], tuple[int, int | None]] = {}
     for topic in UPDATES.values():
         for partition, end in log.end_offsets(topic).items():
             at = log.start_offsets(topic)[partition]
+            forgotten += at
             while at < end and (records := log.read(topic, partition, at, _READ)):
                 at = records[-1].offset + 1
                 for record in records:
@@ -105,7 +139,11 @@ def published_state(log: Log) -> dict[tuple[str, str], int]:
                     key = update.table, update.row
                     if update.source_version >= newest.get(key, (0, None))[0]:
                         newest[key] = update.source_version, None if update.deleted else checksum(update)
-    return {key: sum_ for key, (_, sum_) in newest.items() if sum_ is not None}
+    return Published(
+        {key: sum_ for key, (_, sum_) in newest.items() if sum_ is not None},
+        frozenset(key for key, (_, sum_) in newest.items() if sum_ is None),
+        forgotten,
+    )
 
 
 def checksum(update: pb.EntityUpdate) -> int:

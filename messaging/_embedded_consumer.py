@@ -10,8 +10,9 @@ from types import TracebackType
 
 import structlog
 
-from messaging._embedded_topics import Partitions, Topic
+from messaging._embedded_topics import Partitions, Topic, View
 from messaging._exceptions import LogError, LogUnavailable
+from messaging._lanes import LATER_SHARE, parts
 from messaging._membership import Share
 from messaging._wake import SAFETY_NET_S, Waiter, wait_until
 from messaging.api import Position, Record
@@ -191,41 +192,60 @@ class EmbeddedConsumer:
     def _fetch(self, max_records: int) -> list[Record]:
         records: list[Record] = []
         self._turn += 1
-        left_bytes = _POLL_BYTES
         with self._partitions.reading() as view:
-            for topic in self._topics:
-                if topic.name in self._paused:
+            lanes = [self._waiting(view, topic) for topic in self._topics if topic.name not in self._paused]
+            rooms = parts([sum(end - held.position for held, end in waiting) for waiting in lanes], max_records)
+            # Of bytes too, large records in the topics before cannot keep a later one waiting.
+            share, left_bytes = _POLL_BYTES // LATER_SHARE, _POLL_BYTES
+            reserved = share * sum(1 for room in rooms if room)
+            for waiting, room in zip(lanes, rooms, strict=True):
+                if not room:
                     continue
-                waiting: list[tuple[_Held, int]] = []
-                for held in self._held.values():
-                    if held.topic is topic and not held.draining:
-                        start, end = view.bounds(topic, held.partition)
-                        if held.position < start:
-                            self._skip(held, start)
-                        if held.position < end:
-                            waiting.append((held, end))
-                rotate = self._turn % len(waiting) if waiting else 0
-                waiting = waiting[rotate:] + waiting[:rotate]
-                while waiting and len(records) < max_records and left_bytes > 0:
-                    # Equal parts of what is left; what a short partition leaves over goes to others in the next round.
-                    part = -(-(max_records - len(records)) // len(waiting))
-                    for held, end in waiting:
-                        count = min(part, end - held.position, max_records - len(records))
-                        got, size = view.records(
-                            topic,
-                            held.partition,
-                            held.position,
-                            count,
-                            max_bytes=left_bytes,
-                            repeated_below=held.takeover_end,
-                        )
-                        held.position += len(got)
-                        records += got
-                        left_bytes -= size
-                        if left_bytes <= 0 or len(records) >= max_records:
-                            break
-                    waiting = [(held, end) for held, end in waiting if held.position < end]
+                reserved -= share
+                allowed = max(left_bytes - reserved, share)  # one before may have gone over by a whole record
+                left_bytes -= self._take_records(view, waiting, room, allowed, records)
         return records
+
+    def _waiting(self, view: View, topic: Topic) -> list[tuple[_Held, int]]:
+        """Return the partitions of a topic that have records to poll, each with its end, another one first each time.
+
+        Moves positions below the oldest record up to it.
+        """
+        waiting: list[tuple[_Held, int]] = []
+        for held in self._held.values():
+            if held.topic is topic and not held.draining:
+                start, end = view.bounds(topic, held.partition)
+                if held.position < start:
+                    self._skip(held, start)
+                if held.position < end:
+                    waiting.append((held, end))
+        rotate = self._turn % len(waiting) if waiting else 0
+        return waiting[rotate:] + waiting[:rotate]
+
+    def _take_records(
+        self, view: View, waiting: list[tuple[_Held, int]], room: int, max_bytes: int, records: list[Record]
+    ) -> int:
+        """Add up to `room` records of one topic's partitions, about `max_bytes` of them; return their size in bytes."""
+        left_bytes, full = max_bytes, len(records) + room
+        while waiting and len(records) < full and left_bytes > 0:
+            # Equal parts of what is left; what a short partition leaves over goes to others in the next round.
+            part = -(-(full - len(records)) // len(waiting))
+            for held, end in waiting:
+                got, size = view.records(
+                    held.topic,
+                    held.partition,
+                    held.position,
+                    min(part, end - held.position, full - len(records)),
+                    max_bytes=left_bytes,
+                    repeated_below=held.takeover_end,
+                )
+                held.position += len(got)
+                records += got
+                left_bytes -= size
+                if left_bytes <= 0 or len(records) >= full:
+                    break
+            waiting = [(held, end) for held, end in waiting if held.position < end]
+        return max_bytes - left_bytes
 
     def _skip(self, held: _Held, start: int) -> None:
         _log.warning(

@@ -92,6 +92,14 @@ class Producer:
                     f"cannot publish at {self._settings.place}: {error}; it is tried for publish_timeout_ms="
                     f"{self._settings.publish_timeout_ms}; publish again when the brokers are back"
                 ) from error
+            except OSError as error:
+                self._discard()
+                raise LogUnavailable(f"cannot publish at {self._settings.place}: {error}") from error
+            except BaseException:
+                # Some batches may have been appended: a later record with the numbers of theirs would count as a repeat
+                # of it, acknowledged and lost.
+                self._discard()
+                raise
 
     def close(self) -> None:
         """Close the connections; safe to call twice."""

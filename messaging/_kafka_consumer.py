@@ -17,6 +17,7 @@ from messaging._exceptions import LogError
 from messaging._kafka_admin import Admin
 from messaging._kafka_group import Expelled, GroupMember
 from messaging._kafka_wire import Wire
+from messaging._lanes import parts
 from messaging.api import Position, Record
 from messaging.kafka_settings import KafkaSettings
 
@@ -100,7 +101,8 @@ class KafkaConsumer:
             raise ValueError(f"max_records must be at least 1, not {max_records}")
         deadline = time.monotonic() + timeout_s
         while True:
-            if self._share(max(deadline - time.monotonic(), 0.0)):
+            shared = self._share(max(deadline - time.monotonic(), 0.0))
+            if shared:
                 # The broker answers at once when there is anything: looking before waiting would cost as much again.
                 self._fetch(min(max(deadline - time.monotonic(), 0.0), _LOOK_S))
                 records = self._take(max_records)
@@ -110,8 +112,10 @@ class KafkaConsumer:
             left = deadline - time.monotonic()
             if left <= 0:
                 return []
-            if not self._held:
-                time.sleep(min(left, 0.05))  # more members than partitions, or nothing shared yet
+            if not shared or not self._held:
+                # More members than partitions, a broker that is away, or records to be committed first, which another
+                # thread may do by publishing.
+                time.sleep(min(left, 0.05))
 
     def commit(self) -> None:
         """Store the positions of everything polled, durably; nothing is written when nothing was polled since."""
@@ -270,17 +274,21 @@ class KafkaConsumer:
     def _take(self, max_records: int) -> list[Record]:
         records: list[Record] = []
         self._turn += 1
-        for topic in self._topics:
-            if topic in self._paused:
-                continue
-            waiting = [held for key, held in self._held.items() if key[0] == topic and held.ready]
-            rotate = self._turn % len(waiting) if waiting else 0
-            waiting = waiting[rotate:] + waiting[:rotate]
-            while waiting and len(records) < max_records:
+        lanes = [
+            [held for key, held in self._held.items() if key[0] == topic and held.ready]
+            for topic in self._topics
+            if topic not in self._paused
+        ]
+        rooms = parts([sum(held.ready for held in waiting) for waiting in lanes], max_records)
+        for lane, room in zip(lanes, rooms, strict=True):
+            end = len(records) + room
+            rotate = self._turn % len(lane) if lane else 0
+            waiting = lane[rotate:] + lane[:rotate]
+            while waiting and len(records) < end:
                 # Equal parts of what is left; what a short partition leaves over goes to others in the next round.
-                part = -(-(max_records - len(records)) // len(waiting))
+                part = -(-(end - len(records)) // len(waiting))
                 for held in waiting:
-                    records += _next_records(held, min(part, max_records - len(records)))
+                    records += _next_records(held, min(part, end - len(records)))
                 waiting = [held for held in waiting if held.ready]
         return records
 

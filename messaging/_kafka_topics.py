@@ -12,6 +12,10 @@ KEPT_POSITIONS_MINUTES = 30 * 24 * 60
 """Positions of groups without members (the Gateway's in the ads DB, serving's) must outlive a month without changes."""
 
 
+BROKER = "(broker)"
+"""In place of a topic: a finding about the broker's own settings, which only its owner can change."""
+
+
 @dataclass(frozen=True, slots=True)
 class TopicFinding:
     """One difference between what a topic (or the broker) is and what it should be."""
@@ -30,6 +34,7 @@ class TopicFinding:
 def apply_topics(log: KafkaLog, wanted: Mapping[str, int]) -> list[TopicFinding]:
     """Create missing topics and correct settings; return what was found, mended or not. Safe to run twice.
 
+    Findings of BROKER stay: topics can be used all the same.
     A topic that is not the pipeline's own is taken for a stream's.
     """
     before = check_topics(log, wanted)
@@ -62,7 +67,7 @@ def check_topics(log: KafkaLog, wanted: Mapping[str, int]) -> list[TopicFinding]
     kept = log.admin.broker_setting("offsets.retention.minutes")
     if int(kept) < KEPT_POSITIONS_MINUTES:
         findings.append(
-            TopicFinding("(broker)", "offsets.retention.minutes", kept, f"{KEPT_POSITIONS_MINUTES} or more", False)
+            TopicFinding(BROKER, "offsets.retention.minutes", kept, f"{KEPT_POSITIONS_MINUTES} or more", False)
         )
     return findings
 

@@ -22,7 +22,7 @@ from messaging._exceptions import BadMessage, LogError, OffsetTrimmed
 from messaging.api import Log, Record
 from messaging.dead_letters import parse
 from messaging.proto import adsindex_pb2 as pb
-from messaging.topics import DEAD_LETTERS, DROP_COUNTS, DROPS, LANE_NUMBER, REPORTS_GROUP
+from messaging.topics import DEAD_LETTERS, DROP_COUNTS, DROPS, LANE_NUMBER
 
 EXAMPLES = 20
 """Entities kept with a count, the newest first: enough to look at; every one is in the topic itself for a month."""
@@ -58,11 +58,9 @@ def report_drops(log: Log, day: date | None = None) -> list[DropLine]:
 
     Raises LogError when the counts cannot belong to the topics that they count.
     """
-    # In this order: what a stored position leaves out is in the changelog by then, and what is in both counts once.
-    positions = {topic: log.committed(REPORTS_GROUP, topic) for topic in COUNTED}
     counts = load_counts(log)
-    for topic in COUNTED:
-        for record in _records(log, topic, positions[topic], day):
+    for topic, following in next_offsets(counts).items():
+        for record in _records(log, topic, {0: following}, day):
             if (counted := tally(counts, record)) is not None:
                 counts[counted[0]] = counted[1]
     return sorted(_lines(counts, day), key=lambda line: (line.day, line.kind, line.stage, line.reason, line.lane))
@@ -94,18 +92,26 @@ def load_counts(log: Log) -> dict[bytes, bytes]:
             counts[key] = record.value
         else:  # a tombstone: the day is too long ago
             counts.pop(key, None)
+    for topic, following in next_offsets(counts).items():
+        end = log.end_offsets(topic)[0]
+        if following > end:
+            raise LogError(
+                f"{DROP_COUNTS} has counted {topic} up to offset {following - 1}, but the topic ends at {end}: it was "
+                f"made anew; delete the topic {DROP_COUNTS} as well, then ./adsindex topics apply"
+            )
+    return counts
+
+
+def next_offsets(counts: Mapping[bytes, bytes]) -> dict[str, int]:
+    """Return topic -> offset of the first record that is not counted.
+
+    Records are counted in order, and each is the newest of one count: all below the newest of any count are counted.
+    """
     upto = dict.fromkeys(COUNTED.values(), -1)
     for key, value in counts.items():
         kind = json.loads(key)[1]
         upto[kind] = max(upto[kind], json.loads(value)[1])
-    for topic, kind in COUNTED.items():
-        end = log.end_offsets(topic)[0]
-        if upto[kind] >= end:
-            raise LogError(
-                f"{DROP_COUNTS} has counted {topic} up to offset {upto[kind]}, but the topic ends at {end}: it was "
-                f"made anew; delete the topic {DROP_COUNTS} as well, then ./adsindex topics apply"
-            )
-    return counts
+    return {topic: upto[kind] + 1 for topic, kind in COUNTED.items()}
 
 
 def expired(keys: Iterable[bytes], today: date) -> list[bytes]:

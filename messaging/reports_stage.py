@@ -4,8 +4,10 @@ A stream app in the plain sense: two topics in, one table of counts by key out, 
 nobody waiting for it. Faust brings what that needs: group, table, changelog and its recovery. `report drops` reads the
 changelog (see `messaging.reports`).
 
-Counts are exact after kill -9: Faust flushes the changelog before it stores its position, so what is read again has
-been counted up to the offset that each count remembers, and is passed over.
+Counts are exact after kill -9 because the table itself says where to go on: every count remembers the offset up to
+which it has counted. Faust's own position is not relied on. It goes back to it after a recovery only where it is above
+0, it takes a gap for compacted records, and under load we saw it pass over records that it had fetched while it
+recovered. So the agent counts nothing but the next record of a topic, and seeks back when that was missed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +29,7 @@ from messaging._exceptions import LogError, LogUnavailable
 from messaging._kafka_wire import APPENDED_US
 from messaging.api import Log, Record
 from messaging.kafka import KafkaLog
-from messaging.kafka_settings import KafkaSettings
-from messaging.reports import COUNTED, expired, load_counts, tally
+from messaging.reports import COUNTED, expired, load_counts, next_offsets, tally
 from messaging.stage import StageContext
 from messaging.topics import COUNTS_TABLE, REPORTS_GROUP
 
@@ -63,28 +64,81 @@ def run(context: StageContext) -> None:
     counts = load_counts(log)  # before Faust joins: counts of another topic of that name must not be gone on with
     _log.info("reports_started", counts=len(counts))
     context.ready(0)
-    counting = threading.Event()
-    app = _App(log.settings, log.prefix, context.home.root / STAGE, context.worker, counting.set)
-    watch = _Watch(log)
+    counter = Counter(log)
+    app = _App(log, context.home.root / STAGE, context.worker, counter)
+    watch = _Watch(log, counter)
     try:
         while not context.stop.wait(_BEAT_SECONDS):
             context.beat()
             app.check()
             context.metrics.gauge("uncounted", watch.look())
-            context.metrics.gauge("counting", float(counting.is_set()))
+            context.metrics.gauge("sought_back", counter.sought_back)
     finally:
         app.stop()
         context.metrics.flush(force=True)
 
 
-class _Watch:
-    """Looks how many records wait to be counted, and whether any is."""
+class Counter:
+    """Counts the records of each topic one after the other, whatever Faust brings when."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
+        self._table: Any = None
+        self._seek: Callable[[str, int], Awaitable[None]] | None = None
+        self.following: dict[str, int] = {}
+        """Topic -> offset of the next record to count; empty until the table is recovered."""
+        self.missed = False
+        """Whether a record came that lies beyond the next one."""
+        self.sought_back = 0
+
+    def bind(self, table: Any, seek: Callable[[str, int], Awaitable[None]]) -> None:
+        """Take the table, and what moves Faust's consumer in a topic."""
+        self._table, self._seek = table, seek
+
+    async def go_on(self) -> None:
+        """Go to the first record of each topic that the table has not counted, or to the oldest kept after it."""
+        assert self._seek is not None
+        self.missed = False
+        for topic, following in next_offsets(dict(self._table.items())).items():
+            oldest = await asyncio.to_thread(self._log.start_offsets, topic)
+            self.following[topic] = max(following, oldest[0])
+            await self._seek(topic, self.following[topic])
+
+    async def seek_back(self) -> None:
+        """Go on from the first record not counted if one was missed; while the log is away, later."""
+        if self.missed:
+            try:
+                await self.go_on()
+            except LogUnavailable as error:
+                self.missed = True
+                _log.warning("reports_cannot_seek", error=str(error))
+            else:
+                self.sought_back += 1
+
+    def take(self, record: Record) -> None:
+        """Count a record if it is the next one of its topic."""
+        following = self.following.get(record.topic, 0)
+        if record.topic not in self.following or record.offset > following:
+            self.missed = True
+        elif record.offset == following:
+            if (counted := tally(self._table, record)) is not None:
+                key, value = counted
+                fresh = key not in self._table
+                self._table[key] = value
+                if fresh:
+                    for old in expired(list(self._table), datetime.now(UTC).date()):
+                        self._table.pop(old)
+            self.following[record.topic] = following + 1
+
+
+class _Watch:
+    """Looks how many records wait to be counted, and whether any is."""
+
+    def __init__(self, log: Log, counter: Counter) -> None:
+        self._log, self._counter = log, counter
         self._looked = -_LOOK_SECONDS
         self._waiting = 0
-        self._done = -1
+        self._done: dict[str, int] = {}
         self._moved = time.monotonic()
 
     def look(self) -> int:
@@ -93,17 +147,14 @@ class _Watch:
         if now - self._looked < _LOOK_SECONDS:
             return self._waiting
         self._looked = now
+        done = dict(self._counter.following)
         try:
-            done = end = 0
-            for topic in COUNTED:
-                oldest = self._log.start_offsets(topic)
-                done += sum(max(at, oldest[p]) for p, at in self._log.committed(REPORTS_GROUP, topic).items())
-                end += sum(self._log.end_offsets(topic).values())
+            ends = {topic: self._log.end_offsets(topic)[0] for topic in COUNTED}
         except LogUnavailable as error:
             _log.warning("reports_lag_unknown", error=str(error))
             self._moved = now
             return self._waiting
-        self._waiting = end - done
+        self._waiting = sum(end - done.get(topic, 0) for topic, end in ends.items())
         if done != self._done or not self._waiting:
             self._done, self._moved = done, now
         elif now - self._moved > STUCK_SECONDS:
@@ -114,8 +165,8 @@ class _Watch:
 class _App:
     """The Faust app with an event loop in a thread of its own: the stage's thread stays free to say that it lives."""
 
-    def __init__(self, settings: KafkaSettings, prefix: str, directory: Path, worker: int, on_recovered: Any) -> None:
-        self._arguments = settings, prefix, directory, worker, on_recovered
+    def __init__(self, log: KafkaLog, directory: Path, worker: int, counter: Counter) -> None:
+        self._arguments = log, directory, worker, counter
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._failure: BaseException | None = None
@@ -144,7 +195,7 @@ class _App:
             raise
 
     async def _serve(self) -> None:
-        app = make_app(*self._arguments)
+        app, counter = make_app(*self._arguments), self._arguments[-1]
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         if self._stop_early:
             return
@@ -153,6 +204,7 @@ class _App:
             while not self._stopping.is_set():
                 if app.crashed or app.should_stop:
                     raise LogError(f"Faust has given up: {app.crash_reason!r}") from app.crash_reason
+                await counter.seek_back()  # not at every record: what Faust has in its queue comes first
                 try:
                     await asyncio.wait_for(self._stopping.wait(), _BEAT_SECONDS)
                 except TimeoutError:
@@ -161,12 +213,13 @@ class _App:
             await app.stop()
 
 
-def make_app(settings: KafkaSettings, prefix: str, directory: Path, worker: int, on_recovered: Any) -> faust.App:
+def make_app(log: KafkaLog, directory: Path, worker: int, counter: Counter) -> faust.App:
     """Return the app: its id is the group, and with the table's name the name of the changelog's topic."""
     import faust  # a second and 40 MB that no other stage needs
     from mode.supervisors import CrashingSupervisor
 
     _log_warnings()
+    settings, prefix = log.settings, log.prefix
     app = faust.App(
         f"{prefix}{REPORTS_GROUP}",
         broker=";".join(f"kafka://{server}" for server in settings.servers),
@@ -193,6 +246,20 @@ def make_app(settings: KafkaSettings, prefix: str, directory: Path, worker: int,
     counts = app.Table(COUNTS_TABLE, partitions=1, key_type=bytes, value_type=bytes)
     dropped = app.topic(*(prefix + topic for topic in COUNTED), key_type=bytes, value_type=bytes)
 
+    consumer: Any = app.consumer
+    seek_to_committed = consumer.seek_to_committed
+
+    async def seek(topic: str, offset: int) -> None:
+        await consumer.seek(faust.types.TP(prefix + topic, 0), offset)
+
+    async def seek_to_counted() -> Any:
+        found = await seek_to_committed()
+        await counter.go_on()
+        return found
+
+    counter.bind(counts, seek)
+    consumer.seek_to_committed = seek_to_counted  # Faust calls it when the table is recovered
+
     @app.agent(dropped)
     async def count(stream: Any) -> None:
         async for event in stream.events():
@@ -200,17 +267,7 @@ def make_app(settings: KafkaSettings, prefix: str, directory: Path, worker: int,
             topic = message.topic[len(prefix) :]
             value = event.value or b""
             record = Record(topic, message.partition, message.offset, "", value, _appended_us(message))
-            if (counted := tally(counts, record)) is not None:
-                key, value = counted
-                fresh = key not in counts
-                counts[key] = value
-                if fresh:
-                    for old in expired(list(counts), datetime.now(UTC).date()):
-                        counts.pop(old)
-
-    @app.on_rebalance_complete.connect
-    async def recovered(*_: Any, **__: Any) -> None:
-        on_recovered()
+            counter.take(record)
 
     return app
 

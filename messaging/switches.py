@@ -114,6 +114,7 @@ class Switches:
         self._log = log
         self._lock = threading.Lock()
         self._position: int | None = None
+        self._known = False  # whether all settings were read once
         self._looked = -LOOK_SECONDS
         self._settings = {name: Setting(name, value) for name, value in DEFAULTS.items()}
         self._ages: dict[LaneName, int | None] = dict.fromkeys(LANES)
@@ -121,16 +122,21 @@ class Switches:
         """Every setting read so far, oldest first: on Kafka, those of the last day and the newest of each switch."""
 
     def refresh(self, *, force: bool = False) -> None:
-        """Read new settings if the last look is LOOK_SECONDS old. While the log is away, the old ones hold."""
+        """Read new settings if the last look is LOOK_SECONDS old. While the log is away, the old ones hold.
+
+        Raises LogUnavailable when nothing was read yet: what is off, paused or too old is not known then.
+        """
         with self._lock:
             if not force and time.monotonic() - self._looked < LOOK_SECONDS:
                 return
             try:
                 self._read()
             except LogUnavailable as error:
-                if force:
+                if force or not self._known:
                     raise
                 _log.warning("switches_not_read", error=str(error))
+            else:
+                self._known = True
             self._looked = time.monotonic()
 
     def all(self) -> list[Setting]:
@@ -140,7 +146,7 @@ class Switches:
             return [*self._settings.values()]
 
     def publishing(self) -> bool:
-        """Return whether Gateway and Argus may publish."""
+        """Return whether Gateway and Argus may publish. Raises LogUnavailable as `refresh`, like all that follow."""
         self.refresh()
         return self._settings[PUBLISHING].value == "on"
 

@@ -38,7 +38,7 @@ GATEWAY_GROUP = "gateway"
 CHANGE_FEED = "ads_db.changes"
 """Pseudo-topic: the Gateway's position in the ads DB's change table, stored in one step with what it published."""
 GTID_SETS = "ads_db.gtid_sets"
-"""GTID sets of a MySQL that are too long to be stored with the Gateway's position; empty where none is."""
+"""What is too long to be stored with the Gateway's position, GTID sets and tables; empty where nothing is."""
 REPO_FEED = "repo.changes"
 """Pseudo-topic: the WAL proxy's position in the Repo's change feed."""
 PENDING = "walproxy.pending"
@@ -81,7 +81,8 @@ SETTINGS: dict[str, dict[str, str]] = {
         topic: {"retention.ms": str(7 * _DAY_MS)}
         for topic in (*UPDATES.values(), *NOTIFICATIONS.values(), DEFERRED, SIGNALS)
     },
-    # Serving starts from the base index and needs the deltas since: bases are built daily, a week of failures is safe.
+    # Serving starts from the base index and needs the deltas since: bases are to be built daily (OPERATIONS.md), the
+    # health view warns after four days, and a week of failures is safe.
     DELTAS: {"retention.ms": str(7 * _DAY_MS)},
     BUDGETS: _COMPACTED,
     SWITCHES: _COMPACTED,

@@ -198,11 +198,13 @@ def _record(lane: LaneName, offset: int = 0) -> Record:
 
 
 def test_lower_lanes_take_smaller_batches() -> None:
-    """Only a full batch without lower lanes is followed by a larger one."""
+    """Only a full batch, most of it of a higher lane, is followed by a larger one; lower lanes' shares do not count."""
     high, low = _record(LaneName.HIGH), _record(LaneName.LOW)
     assert next_batch_size([high] * 64, 64) == 256
     assert next_batch_size([_record(LaneName.MEDIUM)] * 64, 64) == 128
-    assert next_batch_size([high] * 63 + [low], 64) == 64
+    assert next_batch_size([high] + [low] * 63, 64) == 64
+    assert next_batch_size([high] * 224 + [_record(LaneName.MEDIUM)] * 16 + [low] * 16, 256) == 256
+    assert next_batch_size([low] * 64, 256) == 64
     assert next_batch_size([high] * 10, 256) == 64
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import secrets
+import socket
+from contextlib import closing
 from pathlib import Path
 
+import pymysql
 import pytest
+from sqlalchemy.engine import make_url
 
 from cli.main import app
 from cli.runtime import CommandError, open_log, peer_id
@@ -13,6 +18,7 @@ from cli.settings import EMBEDDED, Settings, SettingsError, choose, settings_fil
 from compose import ServerInfo
 from messaging import UnknownTopic
 from messaging.home import Home
+from messaging.topics import CHANGE_FEED, GATEWAY_GROUP
 from storage_repo.hbase.wal import WalProxySettings
 from tests.end_to_end.command import adsindex, as_json
 
@@ -57,6 +63,7 @@ def test_choice_is_remembered_and_private(home: Home) -> None:
         ({"repo": "hbase://host:9090?thrift2=9095&zookeeper=host:2181&salt=3"}, "unknown options salt"),
         ({"walproxy": ":7000"}, "write HOST or HOST:PORT"),
         ({"walproxy": "host:http"}, "write HOST or HOST:PORT"),
+        ({"binlog_position": "offset"}, "gtid or by file"),
     ],
 )
 def test_half_set_value_is_refused(home: Home, chosen: dict[str, str], why: str) -> None:
@@ -64,6 +71,57 @@ def test_half_set_value_is_refused(home: Home, chosen: dict[str, str], why: str)
     with pytest.raises(SettingsError, match=why):
         choose(home, **chosen)
     assert not settings_file(home).exists()
+
+
+def test_how_a_binlog_is_followed_is_told_to_stages(home: Home) -> None:
+    """By GTIDs unless chosen otherwise, and then every stage of the home is told."""
+    choose(home, ads_db=MYSQL, binlog_position="file")
+    assert stage_settings(home) == {"ads_db": MYSQL, "binlog_position": "file"}
+    choose(home, binlog_position="gtid")
+    assert stage_settings(home) == {"ads_db": MYSQL}
+
+
+def test_ads_db_that_cannot_be_used_is_not_remembered(home: Home) -> None:
+    """`up` with a URL where nothing answers fails in a sentence that promises nothing, and changes nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    url = f"mysql+pymysql://ads:secret@127.0.0.1:{port}/ads"
+    done = adsindex("up", "--until-idle", "--sample", "0", "--ads-db", url, home=home.root, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "check that the server runs" in done.stderr
+    assert "tried again" not in done.stderr
+    assert not settings_file(home).exists()
+
+
+def test_ads_db_by_file_is_remembered_once_it_is_found_good(home: Home, mysql_server: ServerInfo) -> None:
+    """`up --ads-db … --binlog-position file` refuses a server's wrong schema, then follows by file and offset."""
+    name = f"ads_{secrets.token_hex(6)}"
+    admin = make_url(mysql_server.admin_url)
+    url = make_url(mysql_server.url).set(database=name).render_as_string(hide_password=False)
+    words = ("up", "--until-idle", "--sample", "0", "--json", "--ads-db", url, "--binlog-position", "file")
+    with closing(
+        pymysql.connect(
+            host=admin.host or "", port=admin.port or 0, user=admin.username or "", password=admin.password or ""
+        )
+    ) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+            cursor.execute(f"CREATE TABLE {name}.other (id INT)")
+        done = adsindex(*words, home=home.root, check=False)
+        assert done.returncode == 1
+        assert "does not exist" in done.stderr
+        assert not settings_file(home).exists()
+        with connection.cursor() as cursor:
+            cursor.execute(f"DROP TABLE {name}.other")
+        adsindex(*words, home=home.root)
+        assert stage_settings(home) == {"ads_db": url, "binlog_position": "file"}
+        with closing(open_log(home)) as log:
+            stored = json.loads(log.committed_metadata(GATEWAY_GROUP, CHANGE_FEED)[0])
+        assert stored["file"]
+        assert stored["gtid"] == ""
+        with connection.cursor() as cursor:
+            cursor.execute(f"DROP DATABASE {name}")
 
 
 @pytest.mark.parametrize("text", ["{", '{"lg": "embedded"}', '{"log": 7}'])
@@ -115,6 +173,17 @@ def test_another_log_under_a_base_index_is_refused(home: Home) -> None:
     with pytest.raises(SettingsError, match="base index"):
         choose(home, log="kafka://broker:9092")
     choose(home, ads_db=MYSQL)
+
+
+def test_another_ads_db_under_a_store_that_has_rows_is_refused(home: Home) -> None:
+    """Once a home has been up, its rows are of one ads DB: only a server with a database of that name may take over."""
+    choose(home, ads_db=MYSQL)
+    (home.root / "catalog.fingerprint").write_text("x")  # what `up` leaves
+    choose(home, ads_db="mysql+pymysql://ads:other@replica:3307/ads")
+    for other in ("mysql+pymysql://ads:secret@db:3306/ads_two", EMBEDDED):
+        with pytest.raises(SettingsError, match=r"use a new home.*ads DB"):
+            choose(home, ads_db=other)
+    assert Settings.load(home).ads_db.endswith("replica:3307/ads")
 
 
 def test_kafka_log_is_opened_once_its_topics_are_applied(home: Home, kafka_server: ServerInfo, tmp_path: Path) -> None:

@@ -10,9 +10,16 @@ from pathlib import Path
 import pytest
 from pymysqlreplication.gtid import Gtid, GtidSet
 
+from catalog import load_catalog
 from compose import Stack
-from gateway import PositionLost
+from gateway import PositionLost, request_resync
+from gateway._binlog_transactions import Transactions
+from gateway._exceptions import BinlogFormat
 from gateway._gtid_set import MAX_STORED_BYTES, GtidSets, add, difference, union
+from gateway._mysql import Address
+from gateway._mysql_server import status_faults
+from gateway.binlog_events import TAGGED_GTID, Event
+from gateway.binlog_position import BinlogPosition
 from messaging import Log, open_embedded_log
 from messaging._limits import MAX_METADATA_BYTES
 from messaging.home import Home
@@ -45,6 +52,24 @@ def test_sets_are_added_and_compared_as_sets() -> None:
         assert members(difference(one, other)) == members(one) - members(other)
         fresh = Gtid(f"{A}:{chance.randrange(20, 30)}")
         assert GtidSet(add(one, str(fresh))) == GtidSet(one or None) + fresh
+
+
+def test_tagged_gtids_are_refused_in_a_sentence() -> None:
+    """A MySQL 8.3 or newer that has any says so at start; one that comes later ends the reading."""
+    address = Address.of("mysql+pymysql://ads:secret@db/ads")
+    for executed, tag in [
+        (f"{A}:1-5", ""),
+        (f"{A}:1-5,\n{B}:1:3-9", ""),
+        ("", ""),
+        (f"{A}:1-5:ads_import:1-3:7", "ads_import"),
+        (f"{B}:1-9,\n{A}:_x:1", "_x"),
+    ]:
+        faults = status_faults(("binlog.000001", 157, "", "", executed), address)
+        assert (len(faults), all(repr(tag) in fault for fault in faults)) == (bool(tag), True)
+    assert status_faults(("binlog.000001", 157, "", ""), address) == []  # MariaDB
+    reader = Transactions(load_catalog(), "ads", BinlogPosition("binlog.000001", 4, f"{A}:1-5"), "mysql")
+    with pytest.raises(BinlogFormat, match="has a tag"):
+        reader.add(Event(TAGGED_GTID, 0, 1, 200, 0x80, b""))
 
 
 def long_set(servers: int = 250, gaps: int = 300) -> str:
@@ -114,6 +139,17 @@ def test_a_server_with_a_long_history_is_followed(own_stack: Stack, tmp_path: Pa
             changes, _, _ = tail.drain()
             assert [change.key for change in changes] == [number + 10]
         assert tail.log.end_offsets(GTID_SETS)[0] == 1
+        ads.run("DELETE FROM ads WHERE id = 1")
+        tail.feed.close()
+        request_resync(ads.db, tail.catalog, tail.log)
+        tail.reopen()
+        way_out = tail.feed._way_out
+        assert way_out is not None and members(way_out.gtid) > members(whole)
+        changes, _, _ = tail.drain()
+        assert ("ads", 1, False) in [(c.source_table, c.key, c.backfill) for c in changes]
+        assert tail.feed._way_out is None
+        tail.reopen()
+        assert members(tail.feed._state.position.gtid) > members(way_out.gtid)
     finally:
         tail.close()
         ads.close(drop=False)

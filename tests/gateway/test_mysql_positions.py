@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from cli.settings import choose, stage_settings
 from gateway import feed_lag
 from gateway.binlog import BinlogChangeFeed
 from gateway.stage import BATCH
@@ -15,7 +17,17 @@ from messaging import Log, OutRecord, Position, open_embedded_log
 from messaging.home import Home
 from messaging.topics import CHANGE_FEED, GATEWAY_GROUP
 from tests.gateway.gateway_support import eventually
-from tests.gateway.mysql_support import Ads, newest, numbers, run, seed, stage_on, wait_idle
+from tests.gateway.mysql_support import (
+    Ads,
+    newest,
+    numbers,
+    on_both_servers,
+    recount,
+    run,
+    seed,
+    stage_on,
+    wait_idle,
+)
 
 
 def offset(log: Log) -> int:
@@ -71,3 +83,23 @@ def test_held_positions_are_bounded_and_stored_at_a_stop(
         assert not raised
     with open_embedded_log(home.log, home.wake) as log:
         assert feed_lag(mysql.db, log).waiting == 0
+
+
+@on_both_servers
+def test_stage_by_file_goes_on_after_a_restart(mysql: Ads, tmp_path: Path) -> None:
+    """A home whose settings say "file" stores no GTIDs; what is written while the Gateway is down is published."""
+    seed(mysql, 20)
+    home = Home.open(tmp_path / "home")
+    choose(home, ads_db=mysql.url, binlog_position="file")
+    settings = stage_settings(home)
+    numbers_given: list[int] = []
+    for turn in range(3):
+        with stage_on(home, settings["ads_db"], binlog_position=settings["binlog_position"]) as (_, log, raised):
+            wait_idle(mysql.url, log)
+            assert not raised
+            assert recount(mysql.url, newest(log)) == []
+            stored = json.loads(log.committed_metadata(GATEWAY_GROUP, CHANGE_FEED)[0])
+            assert (stored["gtid"], stored["todo"]) == ("", [])
+            numbers_given.append(offset(log))
+        mysql.run(f"UPDATE campaigns SET name = 'turn{turn}' WHERE id = 3", f"DELETE FROM ads WHERE id = {turn + 1}")
+    assert numbers_given == sorted(set(numbers_given))

@@ -260,3 +260,14 @@ def test_poll_is_bounded_in_bytes(log: EmbeddedLog, monkeypatch: pytest.MonkeyPa
     consumer = log.consumer("g", ["t"])
     polls = [[record.value[0] for record in consumer.poll(100, 1)] for _ in range(3)]
     assert polls == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_large_records_leave_room_for_lower_lanes(log: EmbeddedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A poll that is full of bytes long before it is full of records has records of every topic that waits."""
+    monkeypatch.setattr("messaging._embedded_consumer._POLL_BYTES", 250_000)
+    log.ensure_topic("low", 1)
+    log.publish([OutRecord("t", "k", b"x" * 100_000)] * 9 + [OutRecord("low", "k", bytes([n])) for n in range(4)])
+    consumer = log.consumer("g", ["t", "low"])
+    polled = consumer.poll(32, 1)
+    assert [record.topic for record in polled] == ["t"] * 3 + ["low"] * 4
+    assert len(consumer.poll(32, 1)) == 3

@@ -20,10 +20,11 @@ from messaging import Log, LogError, LogUnavailable, OutRecord, Position, Record
 from messaging._kafka_topics import apply_topics, check_topics
 from messaging.kafka import KafkaLog, open_kafka_log
 from messaging.kafka_settings import KafkaSettings
+from messaging.switches import PUBLISHING, Switches, set_switch
 from messaging.topics import BUDGETS, PARTITIONS, SWITCHES, ensure_topics
 from tests.messaging.conftest import FAST_SESSIONS
 from tests.messaging.log_backends import KafkaBackend, Worker
-from tests.messaging.test_log_contract import numbers, out
+from tests.messaging.test_log_contract import numbers, out, settle
 from tests.messaging.test_log_stress import lines
 from tests.stack_support import up_or_skip
 
@@ -136,6 +137,25 @@ def test_expelled_member_goes_on(kafka: KafkaLog) -> None:
     assert kafka.committed("g", "t") == {0: 3}
 
 
+def test_member_that_has_to_drain_waits_without_spinning(kafka: KafkaLog) -> None:
+    """A member that the group waits for, with records polled and not committed, costs next to no processor time."""
+    kafka.ensure_topic("t", 2)
+    kafka.publish(out("t", 10, keys=10))
+    first, second = kafka.consumer("g", ["t"]), kafka.consumer("g", ["t"])
+    polled = first.poll(100, 5)
+    deadline = time.monotonic() + 10
+    while not first._membership.wants_to_share:
+        assert time.monotonic() < deadline
+        assert second.poll(10, 0.1) == []
+    began, used = time.monotonic(), time.thread_time()
+    assert first.poll(10, 1.0) == []
+    assert time.monotonic() - began >= 1.0
+    assert time.thread_time() - used < 0.1
+    kafka.publish([], [Position("g", "t", p, end) for p, end in kafka.end_offsets("t").items()])
+    assert len(polled) == 10
+    settle([first, second], [1, 1])
+
+
 def test_restarted_worker_takes_its_place_at_once(kafka: KafkaLog, url: str) -> None:
     """A named member that was killed and started again has its partitions back long before the session would end."""
     kafka.ensure_topic("t", 2)
@@ -178,8 +198,12 @@ def test_two_groups_polled_in_turn_both_join(kafka: KafkaLog, wait_s: float) -> 
 def test_broker_killed_and_restarted(own_stack: Stack) -> None:
     """With the broker killed in mid-run, publishers wait, pollers get nothing, and both go on: nothing is lost."""
     url = up_or_skip(own_stack, ["kafka"])["kafka"].url + FAST_SESSIONS
-    with open_kafka_log(url) as log:
+    with open_kafka_log(url) as log, open_kafka_log(url + "&publish_timeout_ms=500") as impatient:
         log.ensure_topic("t", 2)
+        log.ensure_topic(SWITCHES, 1)
+        set_switch(log, PUBLISHING, "off", who="anna", why="test")
+        known, unread = Switches(impatient), Switches(impatient)
+        assert not known.publishing()
         consumer = log.consumer("g", ["t"])
         consumer.poll(1, 1)
         acknowledged: list[int] = []
@@ -210,6 +234,10 @@ def test_broker_killed_and_restarted(own_stack: Stack) -> None:
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
             consumer.poll(100, 0.2)  # returns by itself, raises nothing
+        for _ in range(2):  # what is off or too old nobody knows: a stage that begins now must not take the defaults
+            with pytest.raises(LogUnavailable):
+                unread.publishing()
+        assert not known.publishing(), "what was read holds while the broker is away"
         own_stack.restart("kafka")
         deadline = time.monotonic() + 60
         while len(acknowledged) < killed_at + 50:
@@ -227,6 +255,7 @@ def test_broker_killed_and_restarted(own_stack: Stack) -> None:
         assert set(acknowledged) <= set(in_log)
         assert len(in_log) == len(set(in_log)), "the idempotent producer appended something twice"
         assert log.committed("p", "t")[0] == acknowledged[-1] + 1
+        assert not unread.publishing(), "it reads them when the broker is back"
 
 
 def _all(log: Log, topic: str, partition: int, end: int) -> Iterator[Record]:

@@ -276,6 +276,30 @@ def test_earlier_topics_come_first(log: Log) -> None:
     assert [r.topic for r in records] == ["high", "medium", "medium", "low", "low"]
 
 
+def test_backlog_in_a_lane_stops_no_other(log: Log) -> None:
+    """Under a backlog of high that never ends, low goes on at its share, and high has all the rest of every poll."""
+    lanes = ("high", "medium", "low")
+    for lane in lanes:
+        log.ensure_topic(lane, 2)
+    log.publish(out("high", 1000, keys=10) + out("medium", 40, keys=10) + out("low", 40, keys=10))
+    consumer = log.consumer("g", lanes)
+    seen: Counter[str] = Counter()
+    for poll in range(1, 11):
+        records = consumer.poll(64, 5)
+        found = Counter(record.topic for record in records)
+        assert len(records) == 64
+        assert [r.topic for r in records] == sorted((r.topic for r in records), key=lanes.index)
+        assert found["high"] == 64 - found["medium"] - found["low"] >= 56
+        seen += found
+        assert seen["low"] == seen["medium"] == 4 * poll
+        consumer.commit()
+        log.publish(out("high", 64, keys=10, start=1000))
+    assert Counter(r.topic for r in consumer.poll(64, 5)) == {"high": 64}
+    for n in (1, 15):  # too few for shares
+        log.publish(out("low", 1))
+        assert {r.topic for r in consumer.poll(n, 5)} == {"high"}
+
+
 def test_poll_is_fair_over_partitions(log: Log) -> None:
     """A poll smaller than the backlog takes equally from the partitions, and what one lacks goes to the others."""
     log.ensure_topic("t", 4)

@@ -125,7 +125,12 @@ def test_the_broker_is_the_one_without_docker() -> None:
         line.split("=", 1) for line in (TEMPLATES / "server.properties").read_text().splitlines() if line[:1].isalpha()
     )
     environment = SERVICES["kafka"]["environment"]
-    for key in ("auto.create.topics.enable", "offsets.topic.replication.factor", "group.initial.rebalance.delay.ms"):
+    for key in (
+        "auto.create.topics.enable",
+        "offsets.topic.replication.factor",
+        "offsets.retention.minutes",  # without it `topics apply`, which the service begins with, has something to say
+        "group.initial.rebalance.delay.ms",
+    ):
         assert environment[f"KAFKA_{key.upper().replace('.', '_')}"] == settings[key]
 
 

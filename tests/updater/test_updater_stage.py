@@ -110,6 +110,21 @@ def test_updates_of_every_lane_and_signals_are_stored(stage: Stage) -> None:
     assert stored(stage.repo, stage.context.catalog, "ad", "7") == {"performance_version": 3}
 
 
+def test_low_goes_on_under_a_backlog_of_high(stage: Stage) -> None:
+    """Low and the signals are not behind the whole backlog of high, and high waits for their shares only."""
+    rows = [(LaneName.HIGH, f"h{n}") for n in range(2_000)] + [(LaneName.LOW, f"l{n}") for n in range(48)]
+    records = [OutRecord(UPDATES[lane], row, update("pin", row, 1, PIN).SerializeToString()) for lane, row in rows]
+    signal = update("ad", "s1", 1, {"performance_version": 3}, source="performance")
+    stage.context.log.publish([*records, OutRecord(SIGNALS, "s1", signal.SerializeToString())])
+    stage.until(stage.idle)
+    order = [row.row[0] for change in stage.repo.changes(0, 100_000) for row in change.rows]
+    assert len(order) == 2_049
+    assert order.index("s") < 300
+    last = len(order) - order[::-1].index("l")
+    assert last < 1_000
+    assert order[:last].count("h") >= 0.9 * last
+
+
 def test_poison_becomes_counted_letters_and_the_rest_flows(stage: Stage) -> None:
     """Bytes that are no update, a refused update and a bad column each give a letter that names its record."""
     topic = UPDATES[LaneName.HIGH]
