@@ -55,7 +55,8 @@ def test_every_reading_command_works_without_a_running_service(home: Path) -> No
 def test_two_homes_do_not_see_each_other(home: Path, tmp_path: Path) -> None:
     """A second home starts empty and stays so, whatever the first one holds."""
     other = tmp_path / "other"
-    assert as_json("search", "--request", "{}", home=other) == {"hits": [], "total": 0}
+    found = as_json("search", "--request", "{}", home=other)
+    assert found == {"hits": [], "total": 0, "total_is_lower_bound": False, "partial": False}
     assert as_json("sql", "SELECT count(*) FROM ads", home=other)["rows"] == [[0]]
     assert documents(home)
 
