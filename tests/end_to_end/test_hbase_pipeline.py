@@ -109,7 +109,7 @@ def test_history_comes_from_the_versions_in_hbase(installation: Installation, da
     assert document["version"] > stamps[0]
     built = as_json("workflow", "run", "base-index", home=home)
     assert built["differing"] == 0
-    assert as_json("show", "ad", ad["ad_id"], home=home)["serving"]["version"] == document["version"]
+    assert as_json("show", "ad", ad["ad_id"], home=home)["serving"]["version"] == built["snapshot_ts"]
 
 
 def test_search_answers_as_the_csv_demands(installation: Installation, data: Path, tmp_path: Path) -> None:
