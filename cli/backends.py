@@ -36,7 +36,7 @@ def open_backends(home: Home, catalog: Catalog, *, server_only: bool = False) ->
         catalog=catalog,
         log=log,
         repo=repo,
-        repo_feed=repo_feed(repo, log),
+        repo_feed=repo_feed(home, catalog, repo, log),
         ads_db=open_ads_db(home),
         serving=HomeServing(home, catalog, log, server_only=server_only),
     )

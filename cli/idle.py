@@ -69,7 +69,7 @@ def outstanding(backends: Backends, served: Mapping[str, Mapping[Any, int]], *, 
         marks += ends.values()
         done = {int(p): offset for p, offset in served.get(topic, {}).items()}  # JSON made the keys text
         waiting[topic] = sum(max(0, end - done.get(p, 0)) for p, end in ends.items())
-    if certain and not any(waiting.values()):
+    if certain and not any(count for place, count in waiting.items() if place != "repo"):
         waiting["repo"] = backends.repo_feed.confirm()
     return Outstanding(waiting, tuple(marks), deferred)
 
