@@ -41,7 +41,7 @@ def open_backends(
         catalog=catalog,
         log=log,
         repo=repo,
-        repo_feed=repo_feed(repo, log),
+        repo_feed=repo_feed(home, catalog, repo, log),
         ads_db=open_ads_db(home, settings=settings),
         serving=HomeServing(home, catalog, log, server_only=server_only),
     )

@@ -101,7 +101,7 @@ def outstanding(
         marks += ends.values()
         done = {int(p): offset for p, offset in served.get(topic, {}).items()}  # JSON made the keys text
         waiting[topic] = sum(max(0, end - done.get(p, 0)) for p, end in ends.items())
-    if certain and not any(waiting.values()):
+    if certain and not any(count for place, count in waiting.items() if place != "repo"):
         waiting["repo"] = backends.repo_feed.confirm()
     held = [Held(setting, place, waiting.pop(place)) for place, setting in _holds(in_force) if waiting.get(place)]
     if deferred:

@@ -148,7 +148,7 @@ def repo_schema(catalog: Catalog) -> RepoSchema:
 
 def hbase_schema(catalog: Catalog) -> RepoSchema:
     """Return the tables that an installation has on HBase: the catalogue's, and the one for probes."""
-    from storage_repo.hbase.feed import with_probe
+    from storage_repo.hbase.probe import with_probe
 
     return with_probe(repo_schema(catalog))
 
@@ -162,13 +162,13 @@ def peer_id(url: str) -> str:
     return f"{PEER_ID}_{re.sub(r'[^A-Za-z0-9]', '_', prefix)}" if prefix else PEER_ID
 
 
-def repo_feed(repo: Repo, log: Log) -> RepoFeed:
-    """Return what looks at the WAL proxy's lag behind a Repo."""
+def repo_feed(home: Home, catalog: Catalog, repo: Repo, log: Log) -> RepoFeed:
+    """Return what looks at the WAL proxy's lag behind the home's Repo."""
     if isinstance(repo, EmbeddedRepo):
         return StoredFeed(repo, log)
     from storage_repo.hbase.feed import HbaseFeed
 
-    return HbaseFeed(repo, log)
+    return HbaseFeed(repo, log, Settings.load(home).repo, hbase_schema(catalog))
 
 
 def dependency_graph(catalog: Catalog) -> DependencyGraph:

@@ -44,7 +44,7 @@ def run_wal_proxy(context: StageContext) -> None:
 
 def _run_hbase_proxy(context: StageContext, url: str, watched: Mapping[str, frozenset[str]]) -> None:
     from storage_repo.hbase import HbaseAddress
-    from storage_repo.hbase.feed import PROBE_COLUMN, PROBE_TABLE
+    from storage_repo.hbase.probe import PROBE_COLUMN, PROBE_TABLE
     from storage_repo.hbase.names import HbaseNames
     from storage_repo.hbase.wal import WalProxySettings, run
 

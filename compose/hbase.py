@@ -40,6 +40,7 @@ class HBaseJvm(Server):
     """A Java server of HBase's family: configuration in conf/, with one class path and class-data archive."""
 
     heap: ClassVar[str]
+    flags: ClassVar[tuple[str, ...]] = ()
     class_data: Sequence[str] | None = None
     """Flags about class data; None: use the archive, and make it if there is none."""
 
@@ -60,7 +61,7 @@ class HBaseJvm(Server):
         """Return the command that runs a main class with this server's configuration, in its directory."""
         owner = f"-Dadsindex.directory={self.directory}"  # by which `Server.pid` knows its process
         log = "-Dlog4j2.configurationFile=conf/log4j2.properties"
-        flags = [*JVM, *JAVA_17, *self._class_data, f"-Xmx{self.heap}", log, owner]
+        flags = [*JVM, *JAVA_17, *self._class_data, f"-Xmx{self.heap}", *self.flags, log, owner]
         return [*_UTF_8, self._java, *flags, "-cp", f"{class_path()}{os.pathsep}conf", *main]
 
     def write_conf(self, hbase: Mapping[str, int], more: Mapping[str, str] | None = None) -> None:
@@ -105,6 +106,9 @@ class HBaseServer(HBaseJvm):
     name = "hbase"
     port_names = ("port", "regionserver_port", "zookeeper_port")
     heap = "768m"
+    # ZooKeeper would wait for the disk at every write, seconds on a busy one, and Omid then misses its lease's renewal.
+    # What the kernel has outlives a kill -9, as with our other servers.
+    flags = ("-Dzookeeper.forceSync=no",)
 
     def configure(self, ports: Mapping[str, int]) -> list[str]:
         """Write the configuration, with the lines that the user adds."""

@@ -4,53 +4,55 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import replace
 
 from messaging.api import Log
 from messaging.headers import now_us
 from messaging.topics import PENDING, PENDING_GROUP, REPO_FEED, WAL_PROXY_GROUP
 from storage_repo._exceptions import Conflict
-from storage_repo.api import Origin, Repo, RepoSchema, TableLayout, TableSchema
+from storage_repo.api import Origin, Repo, RepoSchema
 from storage_repo.feed import FeedLag
+from storage_repo.hbase.address import HbaseAddress
+from storage_repo.hbase.connections import HbaseConnections
+from storage_repo.hbase.names import ORIGIN_FAMILY, ORIGIN_QUALIFIER, HbaseNames
+from storage_repo.hbase.probe import PROBE_COLUMN, PROBE_TABLE
+from storage_repo.hbase.wal._cells import RowKey, TableColumns
+from storage_repo.hbase.wal._pending import decode_pending
+from storage_repo.hbase.wal._rows import Rows
 
-PROBE_TABLE = "_probe"
-"""Watched by the WAL proxy and unknown to the catalogue: its changes pass through and give no notification."""
-PROBE_COLUMN = "m:seen"
 _ROW = "idle"
 _PATIENCE_S = 2.0
 """HBase ships an edit after some tens of milliseconds; a proxy that is just restarting takes longer, and is asked
 again."""
 _POLL_S = 0.01
-
-
-def with_probe(schema: RepoSchema) -> RepoSchema:
-    """Return the schema with the table that probes are written to."""
-    table = TableSchema(PROBE_TABLE, (PROBE_COLUMN.partition(":")[0],), TableLayout(history=False))
-    return replace(schema, tables=(*schema.tables, table))
+_CHUNK = 2_000
 
 
 class HbaseFeed:
-    """Looks at the WAL proxy's work in the log (implements RepoFeed)."""
+    """Looks at the WAL proxy's work in the log, and at HBase (implements RepoFeed)."""
 
-    def __init__(self, repo: Repo, log: Log) -> None:
-        self._repo, self._log = repo, log
+    def __init__(self, repo: Repo, log: Log, url: str, schema: RepoSchema) -> None:
+        self._repo, self._log, self._url = repo, log, url
+        names = HbaseNames(schema, HbaseAddress.parse(url).prefix)
+        origin = (ORIGIN_FAMILY, ORIGIN_QUALIFIER)
+        self._tables = {names.hbase_table(t.name): TableColumns(frozenset(), origin) for t in schema.tables}
 
     def lag(self) -> FeedLag:
         """Return how many row changes the proxy holds open; what HBase has not shipped, `walproxy status` shows."""
-        ends, done = self._log.end_offsets(PENDING), self._log.committed(PENDING_GROUP, PENDING)
-        starts = self._log.start_offsets(PENDING)
-        waiting = sum(max(0, end - max(done.get(p, 0), starts.get(p, 0))) for p, end in ends.items())
+        ends, firsts = self._log.end_offsets(PENDING), self._firsts()
+        waiting = sum(max(0, end - firsts.get(p, 0)) for p, end in ends.items())
         end = sum(ends.values())
         meaning = "row changes of transactions whose end the WAL proxy has not seen"
         return FeedLag(waiting, end, end - waiting, PENDING, meaning)
 
     def confirm(self) -> int:
-        """Commit a probe and wait until the proxy has had it.
+        """Commit a probe and wait until the proxy has had it; return how many commits it has still to notify.
 
-        A region server ships its log in order, so all that was logged before it has been taken too; what of that had no
-        end yet is open, which is read after the answer. (With several proxies a call's edits go to them side by side,
-        and with several region servers each ships its own: ask twice, and look at `walproxy status`.)
+        A region server ships its log in order, so of all that was logged before the probe the proxy has notified what
+        was committed, and holds open the rest. Of that, what is committed by now waits; what is not is of writers that
+        are gone, and may stay open for an hour. (With several proxies a call's edits go to them side by side, and with
+        several region servers each ships its own log: ask twice, and look at `walproxy status`.)
         """
+        before, _ = self._committed()
         transaction = self._repo.begin(Origin("probe", origin_us=now_us()))
         transaction.put(PROBE_TABLE, _ROW, PROBE_COLUMN, uuid.uuid4().bytes)
         try:
@@ -62,4 +64,46 @@ class HbaseFeed:
             if time.monotonic() > deadline:
                 return 1
             time.sleep(_POLL_S)
-        return self.lag().waiting
+        complete, unfinished = self._committed()
+        return len(complete - before) + len(unfinished)
+
+    def _committed(self) -> tuple[set[RowKey], set[RowKey]]:
+        """Return what is open and committed: with all its shadow cells, and without some."""
+        keys = self._open()
+        if not keys:
+            return set(), set()
+        connections = HbaseConnections(HbaseAddress.parse(self._url))
+        try:
+            rows = Rows(connections, self._tables)
+            found = rows.read(keys)
+            undecided = {key[2] for key, row in found.items() if row.cells and row.commit_ts is None}
+            entries = rows.commits(undecided) if undecided else {}
+        finally:
+            connections.close()
+        complete, unfinished = set[RowKey](), set[RowKey]()
+        for key, row in found.items():
+            if row.commit_ts is not None:
+                (complete if row.cells <= row.shadows.keys() else unfinished).add(key)
+            elif row.cells and (entry := entries.get(key[2])) is not None and entry.commit_ts is not None:
+                unfinished.add(key)
+        return complete, unfinished
+
+    def _open(self) -> set[RowKey]:
+        """Return the row changes that the proxy has put into the log and not taken back."""
+        found: set[RowKey] = set()
+        firsts = self._firsts()
+        for partition, end in self._log.end_offsets(PENDING).items():
+            offset = firsts.get(partition, 0)
+            while offset < end and (records := self._log.read(PENDING, partition, offset, _CHUNK)):
+                for record in records:
+                    pending = decode_pending(record.value)
+                    if pending.settled:
+                        found.discard(pending.key)
+                    elif pending.table in self._tables:
+                        found.add(pending.key)
+                offset = records[-1].offset + 1
+        return found
+
+    def _firsts(self) -> dict[int, int]:
+        starts, done = self._log.start_offsets(PENDING), self._log.committed(PENDING_GROUP, PENDING)
+        return {partition: max(start, done.get(partition, 0)) for partition, start in starts.items()}

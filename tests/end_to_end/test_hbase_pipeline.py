@@ -23,8 +23,6 @@ from tests.stack_support import temporary_stack, up_or_skip
 pytestmark = pytest.mark.timeout(1800)
 
 SERVERS = ("mysql", "kafka", "hbase", "thrift", "thrift2", "omid")
-LEASE = {"omid": {"leasePeriodInMs": "5000"}}
-"""The TSO is killed and waited for: its start takes a lease period."""
 VICTIMS = (
     "gateway-0", "updater-0", "argus-0", "wal_proxy-0", "omid", "thrift", "thrift2", "hbase",
 )  # fmt: skip
@@ -44,7 +42,7 @@ class Installation:
 @pytest.fixture(scope="module")
 def installation(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """The whole stack, its topics and tables, and the real ads, served."""
-    with temporary_stack(LEASE) as stack:
+    with temporary_stack() as stack:
         servers = up_or_skip(stack, SERVERS)
         home = tmp_path_factory.mktemp("hbase") / "home"
         set_up(home, servers)

@@ -23,8 +23,8 @@ from messaging.topics import REPO_FEED, WAL_PROXY_GROUP
 from storage_repo._exceptions import RepoError
 from storage_repo.hbase.address import HbaseAddress
 from storage_repo.hbase.connections import HbaseConnections
-from storage_repo.hbase.feed import PROBE_TABLE
 from storage_repo.hbase.names import ORIGIN_FAMILY, ORIGIN_QUALIFIER, HbaseNames
+from storage_repo.hbase.probe import PROBE_TABLE
 from storage_repo.hbase.wal._cells import Batch, TableColumns, decode
 from storage_repo.hbase.wal._errors import HBaseAway, PeerConflict
 from storage_repo.hbase.wal._registry import Registry
