@@ -105,16 +105,17 @@ class KafkaConsumer:
             if shared:
                 # The broker answers at once when there is anything: looking before waiting would cost as much again.
                 self._fetch(min(max(deadline - time.monotonic(), 0.0), _LOOK_S))
-                records = self._take(max_records)
+                # A process that slept through its session must not work on what others may have by now.
+                records = self._take(max_records) if self._membership.in_session else []
                 if records:
                     self.polled_records += len(records)
                     return records
             left = deadline - time.monotonic()
             if left <= 0:
                 return []
-            if not shared or not self._held:
-                # More members than partitions, a broker that is away, or records to be committed first, which another
-                # thread may do by publishing.
+            if not shared or not self._held or not self._membership.in_session:
+                # More members than partitions, a broker that is away, a session to be renewed, or records to be
+                # committed first, which another thread may do by publishing.
                 time.sleep(min(left, 0.05))
 
     def commit(self) -> None:
@@ -220,12 +221,13 @@ class KafkaConsumer:
         if generation is None:
             return False
         if generation != self._generation:
-            self._adopt()
+            self._adopt(missed_none=generation == self._generation + 1)
             self._generation = generation
         return True
 
-    def _adopt(self) -> None:
-        """Take over what the group gave us: go on where it was committed."""
+    def _adopt(self, *, missed_none: bool) -> None:
+        """Take over what the group gave us: go on where it was committed. With `missed_none` nobody else can have had
+        the partitions that we hold since; else others may have worked on records after the position committed."""
         mine = self._membership.assigned()
         stored = self._admin.positions(self.group, mine) if mine else {}
         ends = self._admin.bounds(mine, OffsetSpec.LATEST)
@@ -233,7 +235,7 @@ class KafkaConsumer:
         for partition in mine:
             key = partition.topic[len(self._prefix) :], partition.partition
             committed = stored[partition].offset if partition in stored else 0
-            kept = before.get(key)
+            kept = before.get(key) if missed_none else None
             if kept is not None and kept.position == committed:
                 kept.committed = committed
                 held[key] = kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Collection, Mapping
 
 from kafka import errors
@@ -50,6 +52,7 @@ class GroupMember:
         self._subscription.subscribe(topics=self._topics)
         self._coordinator: ConsumerCoordinator | None = None
         self._joining: Future | None = None
+        self._joined_at = -math.inf
 
     @property
     def wants_to_share(self) -> bool:
@@ -62,6 +65,14 @@ class GroupMember:
         """Whether what was polled may still be committed."""
         group = self._coordinator
         return group is not None and self._joining is None and group.generation_if_stable() is not None
+
+    @property
+    def in_session(self) -> bool:
+        """Whether the group cannot have missed us yet: it heard of us within session_timeout_ms by our clock. A process
+        that was stopped for longer wakes up outside of it, before it can know what the group did meanwhile."""
+        group = self._coordinator
+        heard = self._joined_at if group is None else max(self._joined_at, group.heartbeat.last_receive)
+        return time.monotonic() - heard < self._settings.session_timeout_ms / 1000
 
     def share(self, wait_s: float) -> int | None:
         """Take part in the group; return its generation if there is one and partitions may be read, None if not yet.
@@ -144,6 +155,7 @@ class GroupMember:
         # Without the topics' partitions the first to join would share out none, and all would have to join again.
         await self._wire.manager.wait_for(self._wire.manager.cluster.set_topics(self._topics), _METADATA_MS)
         await group.ensure_active_group_async()
+        self._joined_at = time.monotonic()
 
     def _joined(self, joining: Future, wait_s: float) -> bool:
         try:

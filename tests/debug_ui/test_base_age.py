@@ -12,7 +12,7 @@ from cli.settings import choose
 from compose import ServerInfo
 from debug_ui import pipeline_status
 from debug_ui._base_age import BASE_DAYS, base_problem
-from manas._manifest import Manifest, write_manifest
+from manas._manifest import FORMAT_VERSION, Manifest, write_manifest
 from messaging import OutRecord, open_embedded_log
 from messaging.headers import now_us
 from messaging.home import Home
@@ -26,7 +26,7 @@ DELTA = [OutRecord(DELTAS, "1", b"")]
 def put_base_in_service(base_dir: Path, positions: dict[int, int]) -> None:
     """Publish an empty base that has every delta before the positions."""
     manifest = Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         catalog="",
         fingerprint="",
         documents=0,
@@ -36,6 +36,7 @@ def put_base_in_service(base_dir: Path, positions: dict[int, int]) -> None:
         coverage={},
         fields={},
         files={},
+        postings={},
         created_at="2026-01-01T00:00:00+00:00",
     )
     (base_dir / "one").mkdir(parents=True)

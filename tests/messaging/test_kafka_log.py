@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 import uuid
@@ -135,6 +136,24 @@ def test_expelled_member_goes_on(kafka: KafkaLog) -> None:
     assert all(record.maybe_redelivered for record in again)
     hung.commit()
     assert kafka.committed("g", "t") == {0: 3}
+
+
+def test_member_that_missed_a_generation_marks_what_others_polled(url: str, kafka: KafkaLog, tmp_path: Path) -> None:
+    """A member that hung goes on where it was, but others have had its partitions meanwhile: it says "repeated"."""
+    kafka.ensure_topic("t", 1)
+    effects = tmp_path / "effects"
+    hung = Worker(KafkaBackend(url, ""), "consume", group="g", topics=["t"], effects=str(effects), max_records=50)
+    kafka.publish(out("t", 5))
+    _wait_for(lambda: kafka.committed("g", "t") == {0: 5}, 30)
+    hung.process.send_signal(signal.SIGSTOP)
+    kafka.publish(out("t", 5, start=5))
+    other = Worker(KafkaBackend(url, ""), "poll", group="g", topics=["t"])
+    assert other.line().startswith("t 0 5 ")
+    other.kill()
+    hung.process.send_signal(signal.SIGCONT)
+    _wait_for(lambda: kafka.committed("g", "t") == {0: 10}, 30)
+    hung.finish()
+    assert [mark for _, offset, mark, *_ in lines(effects)[0] if int(offset) >= 5] == ["1"] * 5
 
 
 def test_member_that_has_to_drain_waits_without_spinning(kafka: KafkaLog) -> None:

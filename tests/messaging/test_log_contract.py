@@ -332,8 +332,11 @@ def test_partition_changes_hands_only_when_all_polled_is_committed(log: Log) -> 
     log.ensure_topic("t", 2)
     keys = one_key_per_partition(log, "t")
     old = log.consumer("g", ["t"])
-    polled = old.poll(1000, 1)
-    assert {record.partition for record in polled} == {0, 1}
+    polled: list[Record] = []
+    joined = time.monotonic() + 30
+    while {record.partition for record in polled} != {0, 1}:
+        assert time.monotonic() < joined, f"only {polled}"
+        polled += old.poll(1000, 1)
     new = log.consumer("g", ["t"])
     deadline = time.monotonic() + 1
     while time.monotonic() < deadline:
