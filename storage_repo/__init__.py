@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from storage_repo._exceptions import (
     Conflict,
+    FeedStuck,
     LimitExceeded,
     RepoError,
     SnapshotTooOld,
@@ -40,6 +41,7 @@ __all__ = [
     "CommitOutcome",
     "CommittedChange",
     "Conflict",
+    "FeedStuck",
     "LimitExceeded",
     "Limits",
     "Origin",

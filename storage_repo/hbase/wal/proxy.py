@@ -65,7 +65,9 @@ def wanted_peer(peer_id: str, cluster_key: str, tables: Mapping[bytes, TableColu
 
 
 def ensure_peer(master: Master, wanted: Peer) -> bool:
-    """Add the peer, or correct which tables it is sent; whether anything was done. A disabled one stays so.
+    """Add the peer, or correct which tables it is sent and in what order; whether anything was done.
+
+    A disabled one stays so.
 
     Raises PeerConflict when the id belongs to something else, HBaseAway, HBaseRefused.
     """
@@ -74,15 +76,33 @@ def ensure_peer(master: Master, wanted: Peer) -> bool:
         if master.add_peer(wanted):
             return True
         known = {peer.id: peer for peer in master.peers()}[wanted.id]  # another instance was quicker
-    if known.cluster_key != wanted.cluster_key or not known.serial:
+    if known.cluster_key != wanted.cluster_key:
         raise PeerConflict(
-            f"HBase has a replication peer {wanted.id} to {known.cluster_key} (serial: {known.serial}), wanted is "
-            f"{wanted.cluster_key} (serial: True); choose another walproxy_peer_id, or remove that peer"
+            f"HBase has a replication peer {wanted.id} to {known.cluster_key}, wanted is {wanted.cluster_key}; choose "
+            "another walproxy_peer_id, or remove that peer"
         )
-    if known.tables == wanted.tables:
+    if known.tables == wanted.tables and known.serial == wanted.serial:
         return False
     master.update_peer(wanted)
     return True
+
+
+def prepare_peer(
+    url: str, names: HbaseNames, watched: Mapping[str, frozenset[str]], settings: WalProxySettings
+) -> bool:
+    """Set the peer up before anybody writes, so that no edit is older than it; whether anything was done.
+
+    The same as a WAL proxy does at its start. Raises PeerConflict, HBaseAway, HBaseRefused.
+    """
+    address = HbaseAddress.parse(url)
+    zookeeper = connect(address.zookeeper)
+    try:
+        registry = Registry(zookeeper, settings.peer_id)
+        wanted = wanted_peer(settings.peer_id, registry.cluster_key(address.zookeeper), table_columns(names, watched))
+        return ensure_peer(Master(zookeeper), wanted)
+    finally:
+        zookeeper.stop()
+        zookeeper.close()
 
 
 class WalProxy:
@@ -260,4 +280,4 @@ def run(
         context.metrics.flush(force=True)
 
 
-__all__ = ["WalProxy", "ensure_peer", "run", "table_columns", "wanted_peer"]
+__all__ = ["WalProxy", "ensure_peer", "prepare_peer", "run", "table_columns", "wanted_peer"]
