@@ -232,7 +232,7 @@ class ArgusCore:
     def compute(self, plan: Plan, wants: Sequence[Want], entered_us: int) -> Computed:
         """Read the newest snapshot and run the handlers; writes nothing."""
         started = time.perf_counter()
-        snapshot = self._repo.snapshot()
+        snapshot = self._repo.snapshot(transactions=len(wants))
         computed = Computed(plan, snapshot.ts, entered_us)
         by_key = {want.key: want for want in wants}
 

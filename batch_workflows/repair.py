@@ -23,7 +23,7 @@ from messaging.headers import new_header, now_us
 from messaging.home import Home
 from messaging.proto import adsindex_pb2 as pb
 from messaging.topics import DELTAS, REPO_FEED, SIGNALS, UPDATER_GROUP, WAL_PROXY_GROUP
-from storage_repo import Origin, Repo
+from storage_repo import ChangeFeedRepo, Origin, Repo
 from storage_repo.wal_proxy import accept_store
 
 _CHUNK = 500
@@ -52,7 +52,7 @@ class Repaired:
         return asdict(self)
 
 
-def repair_after_restore(home: Home, catalog: Catalog, repo: Repo, ads_db: AdsDb, log: Log) -> Repaired:
+def repair_after_restore(home: Home, catalog: Catalog, repo: ChangeFeedRepo, ads_db: AdsDb, log: Log) -> Repaired:
     """Accept the store as it is, and have everything read, derived and published again under newer versions.
 
     Content signals are applied again as far as the log still has them. No stage may be running. Killed at any point,

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import cdc, pipeline, stack_latency
+from benchmarks import cdc, pipeline, stack_latency, transactions, walproxy
 from benchmarks._exceptions import UnknownBenchmark
 
-BENCHMARKS: dict[str, Callable[[bool], dict[str, Any]]] = {"pipeline": pipeline.run, "cdc": cdc.run}
-ON_THE_STACK: dict[str, Callable[[bool], dict[str, Any]]] = {"pipeline": stack_latency.run, "cdc": cdc.run}
-"""With real servers, which `cdc` always has."""
+BENCHMARKS: dict[str, Callable[[bool], dict[str, Any]]] = {
+    "pipeline": pipeline.run,
+    "cdc": cdc.run,
+    "transactions": transactions.run,
+    "walproxy": walproxy.run,
+}
+ON_THE_STACK: dict[str, Callable[[bool], dict[str, Any]]] = {
+    "pipeline": stack_latency.run,
+    "cdc": cdc.run,
+    "transactions": transactions.run,
+    "walproxy": walproxy.run,
+}
+"""With real servers, which only `pipeline` can do without."""
 
 
 def run_benchmark(name: str, quick: bool = False, *, stack: bool = False) -> dict[str, Any]:

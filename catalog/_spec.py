@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+    model_validator,
+)
 
 from catalog.kinds import Destination, Family, LaneName, Message, Operation, ValueType
 
@@ -61,6 +71,22 @@ class ColumnSpec(Strict):
     max_bytes: int = Field(65_536, ge=1, le=1_000_000)  # a cell holds 1 MiB, encoding included
 
 
+class LayoutSpec(Strict):
+    """How a table is laid out on a cluster."""
+
+    salts: Annotated[int, Field(ge=0, le=256)] = 0
+    splits: tuple[Annotated[str, Field(min_length=1, max_length=400)], ...] = ()
+    history: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> LayoutSpec:
+        if self.salts and self.splits:
+            raise ValueError("salts already split a table; leave `splits` out")
+        if list(self.splits) != sorted(set(self.splits)):
+            raise ValueError("`splits` must be row keys in ascending order")
+        return self
+
+
 class TableSpec(Strict):
     """A table."""
 
@@ -71,6 +97,8 @@ class TableSpec(Strict):
     root: str | None = None
     references: dict[Name, str] = {}
     freshness_s: float = Field(60.0, gt=0)
+    layout: LayoutSpec = LayoutSpec()
+    index_layout: LayoutSpec = LayoutSpec()
     columns: dict[Name, ColumnSpec] = {}
 
 

@@ -127,6 +127,8 @@ def _table(name: str, spec: TableSpec, lines: Lines, faults: list[Fault]) -> mod
         line=lines.of(*at),
         root=spec.root,
         freshness_s=spec.freshness_s,
+        layout=model.Layout(**spec.layout.model_dump()),
+        index_layout=model.Layout(**spec.index_layout.model_dump()),
     )
 
 

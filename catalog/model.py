@@ -133,6 +133,18 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """How a table is laid out on a cluster; a Repo on one machine need not look."""
+
+    salts: int = 0
+    """Rows are spread over so many key ranges by a hash of their key's first part; 0: in key order."""
+    splits: tuple[str, ...] = ()
+    """Row keys at which the table is split into regions when it is created."""
+    history: bool = True
+    """Old versions are kept for history, not only for running transactions."""
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """A Storage Repo table of entities or of documents."""
 
@@ -147,6 +159,9 @@ class Table:
     root: str | None = None
     """For the document table: the table that has one row per document."""
     freshness_s: float = 60.0
+    layout: Layout = Layout()
+    index_layout: Layout = Layout()
+    """Of the index tables of its references."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +323,11 @@ class Catalog:
             for t in self.tables.values()
         ]
         return tables + [(r.index_table, (Family.META.value,)) for r in self.references()]
+
+    def repo_layouts(self) -> dict[str, Layout]:
+        """Repo table -> how it is laid out on a cluster, index tables included."""
+        indexes = {r.index_table: self.tables[r.table].index_layout for r in self.references()}
+        return {t.name: t.layout for t in self.tables.values()} | indexes
 
 
 def join_path(tables: Mapping[str, Table], root: str) -> dict[str, Reference]:

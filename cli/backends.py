@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from catalog import Catalog
-from cli.runtime import open_catalog, open_log, open_repo, process_file
+from cli.runtime import open_catalog, open_log, open_repo, process_file, repo_feed
 from cli.serving import HomeServing
 from cli.settings import EMBEDDED, Settings
 from debug_ui.backends import Backends
@@ -35,11 +35,13 @@ def open_backends(
     `settings` name the ads DB where the home's own are not to.
     """
     log = open_log(home)
+    repo = open_repo(home, catalog)
     return Backends(
         home=home,
         catalog=catalog,
         log=log,
-        repo=open_repo(home, catalog),
+        repo=repo,
+        repo_feed=repo_feed(home, catalog, repo, log),
         ads_db=open_ads_db(home, settings=settings),
         serving=HomeServing(home, catalog, log, server_only=server_only),
     )

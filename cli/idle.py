@@ -20,11 +20,9 @@ from messaging.topics import (
     DELTAS,
     LANES,
     NOTIFICATIONS,
-    REPO_FEED,
     SIGNALS,
     UPDATER_GROUP,
     UPDATES,
-    WAL_PROXY_GROUP,
 )
 
 DEFERRED_SECONDS = 8.0
@@ -71,24 +69,40 @@ class Outstanding:
 
 
 def outstanding(
-    backends: Backends, served: Mapping[str, Mapping[Any, int]], switches: Switches | None = None
+    backends: Backends,
+    served: Mapping[str, Mapping[Any, int]],
+    switches: Switches | None = None,
+    *,
+    certain: bool = False,
 ) -> Outstanding:
     """Count what waits, upstream first. `served` has Manas' positions: topic -> partition -> next offset.
 
-    Who looks often keeps `switches`, which are then read when they change only.
+    Who looks often keeps `switches`, which are then read when they change only. Not every Repo says how many of its
+    commits have become notifications: `certain` finds out when nothing else waits, which may take a second and write
+    to the Repo; all is counted again after that, for what was on its way has arrived. Raises FeedStuck when nobody
+    makes notifications of commits.
     """
     switches = switches or Switches(backends.log)
+    state = _count(backends, served, switches)
+    if not certain or any(count for place, count in state.waiting.items() if place != "repo"):
+        return state
+    unnotified = backends.repo_feed.confirm()
+    if not unnotified:
+        state = _count(backends, served, switches)
+    state.waiting["repo"] = unnotified
+    return state
+
+
+def _count(backends: Backends, served: Mapping[str, Mapping[Any, int]], switches: Switches) -> Outstanding:
     in_force = switches.all()  # before counting: what is released while we count still counts as held this once
-    log, repo = backends.log, backends.repo
+    log = backends.log
     waiting: dict[str, int] = {}
     feed = feed_lag(backends.ads_db, log)
     marks = [feed.end]
     waiting["ads_db"] = feed.waiting
     for topic in (*(UPDATES[lane] for lane in LANES), SIGNALS):
         waiting[topic] = _lag(log, UPDATER_GROUP, topic, marks)
-    last = repo.last_commit_ts()
-    marks.append(last)
-    waiting["repo"] = max(0, last - log.committed(WAL_PROXY_GROUP, REPO_FEED).get(0, 0))
+    waiting["repo"] = backends.repo_feed.lag().waiting  # its end is no mark: what matters of it ends in notifications
     for lane in LANES:
         waiting[NOTIFICATIONS[lane]] = _lag(log, ARGUS_GROUP, NOTIFICATIONS[lane], marks)
     deferred = deferred_rows(log)

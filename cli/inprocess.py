@@ -116,7 +116,7 @@ class InProcess:
 
     def outstanding(self) -> Outstanding:
         """Count what waits."""
-        return outstanding(self.backends, self.backends.serving.stats()["positions"], self._switches)
+        return outstanding(self.backends, self.backends.serving.stats()["positions"], self._switches, certain=True)
 
     def until_idle(self, timeout_s: float = 120.0) -> None:
         """Wait until nothing is outstanding.

@@ -10,10 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.repo import repo_app
 from cli.runtime import CommandError, open_catalog
 from cli.stack import stack_app
 from cli.switches import report_app, switch_app
 from cli.topics import topics_app
+from cli.walproxy import walproxy_app
 from messaging.home import Home
 
 app = typer.Typer(
@@ -30,6 +32,8 @@ why_app = typer.Typer(no_args_is_help=True, help="Say why something does not ser
 app.add_typer(why_app, name="why")
 app.add_typer(stack_app, name="stack")
 app.add_typer(topics_app, name="topics")
+app.add_typer(repo_app, name="repo")
+app.add_typer(walproxy_app, name="walproxy")
 app.add_typer(switch_app, name="switch")
 app.add_typer(report_app, name="report")
 
@@ -53,6 +57,14 @@ def up(
         str | None, typer.Option("--ads-db", help="mysql+pymysql://…, sqlite:///… or embedded; remembered.")
     ] = None,
     log: Annotated[str | None, typer.Option("--log", help="kafka://HOST:PORT/PREFIX or embedded; remembered.")] = None,
+    repo: Annotated[
+        str | None,
+        typer.Option("--repo", help="hbase://HOST:PORT?thrift2=PORT&zookeeper=HOST:PORT or embedded; remembered."),
+    ] = None,
+    walproxy: Annotated[
+        str | None,
+        typer.Option(help="HOST[:PORT] at which HBase's region servers reach the WAL proxy (default: loopback)."),
+    ] = None,
     binlog_position: Annotated[
         str | None, typer.Option("--binlog-position", help="gtid or file: what a binlog is followed by; remembered.")
     ] = None,
@@ -62,7 +74,8 @@ def up(
 
     run_up(
         Home.open(home), sample=sample, seed=seed, port=port, until_idle=until_idle, as_json=as_json,
-        argus_workers=argus_workers, catalog_file=catalog, ads_db=ads_db, log=log, binlog_position=binlog_position,
+        argus_workers=argus_workers, catalog_file=catalog, ads_db=ads_db, log=log, repo=repo,
+        walproxy=walproxy, binlog_position=binlog_position,
     )  # fmt: skip
 
 
@@ -253,7 +266,7 @@ def workflow_list(home: HomeOption = None) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="pipeline, cdc")],
+    name: Annotated[str, typer.Argument(help="pipeline, cdc, transactions")],
     as_json: JsonOption = False,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: does it run, not how fast is it.")] = False,
     stack: Annotated[bool, typer.Option("--stack", help="pipeline: over MariaDB and Kafka, started for it.")] = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,8 +22,9 @@ from cli.settings import EMBEDDED, Settings
 from messaging import Log, LogError, open_embedded_log
 from messaging.home import Home
 from messaging.topics import ensure_topics
-from storage_repo import Repo, RepoSchema
+from storage_repo import Repo, RepoSchema, TableLayout
 from storage_repo.embedded import EmbeddedRepo
+from storage_repo.feed import RepoFeed, StoredFeed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -124,8 +126,50 @@ def open_log(home: Home) -> Log:
 
 
 def open_repo(home: Home, catalog: Catalog) -> Repo:
-    """Open the Storage Repo of a home with the catalogue's tables."""
-    return EmbeddedRepo.open(home.store, RepoSchema.of(catalog.repo_tables()), wake_dir=home.wake)
+    """Open the Storage Repo of a home with the catalogue's tables. Raises SettingsError, StoreUnavailable."""
+    url = Settings.load(home).repo
+    if url == EMBEDDED:
+        return open_embedded_repo(home, catalog)
+    from storage_repo.hbase import HbaseRepo  # its clients take half a second to import
+
+    return HbaseRepo.open(url, hbase_schema(catalog))
+
+
+def open_embedded_repo(home: Home, catalog: Catalog) -> EmbeddedRepo:
+    """Open the Storage Repo inside a home. Raises StoreUnavailable."""
+    return EmbeddedRepo.open(home.store, repo_schema(catalog), wake_dir=home.wake)
+
+
+def repo_schema(catalog: Catalog) -> RepoSchema:
+    """Return the tables that the catalogue wants."""
+    layouts = {table: TableLayout(x.salts, x.splits, x.history) for table, x in catalog.repo_layouts().items()}
+    return RepoSchema.of(catalog.repo_tables(), layouts=layouts)
+
+
+def hbase_schema(catalog: Catalog) -> RepoSchema:
+    """Return the tables that an installation has on HBase: the catalogue's, and the one for probes."""
+    from storage_repo.hbase.probe import with_probe
+
+    return with_probe(repo_schema(catalog))
+
+
+def peer_id(url: str) -> str:
+    """Return the id of an installation's replication peer: two on one HBase have tables with different prefixes."""
+    from storage_repo.hbase.address import HbaseAddress
+    from storage_repo.hbase.wal import PEER_ID
+
+    prefix = HbaseAddress.parse(url).prefix
+    return f"{PEER_ID}_{re.sub(r'[^A-Za-z0-9]', '_', prefix)}" if prefix else PEER_ID
+
+
+def repo_feed(home: Home, catalog: Catalog, repo: Repo, log: Log) -> RepoFeed:
+    """Return what looks at the WAL proxy's lag behind the home's Repo."""
+    if isinstance(repo, EmbeddedRepo):
+        return StoredFeed(repo, log)
+    from storage_repo.hbase.feed import HbaseFeed
+
+    url = Settings.load(home).repo
+    return HbaseFeed(repo, log, url, hbase_schema(catalog), peer_id(url))
 
 
 def dependency_graph(catalog: Catalog) -> DependencyGraph:

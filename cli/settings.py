@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from messaging import LogError
 from messaging.home import Home
 from messaging.kafka_settings import KafkaSettings
+from storage_repo.hbase.address import HbaseAddress
 
 EMBEDDED = "embedded"
 """The backend inside the home itself; the default of every part."""
@@ -36,6 +37,12 @@ class Settings(BaseModel):
     """`kafka://host:port[,host:port][/prefix][?…]` (see `messaging.kafka.KafkaSettings`), or embedded."""
     binlog_position: str = BY_GTID
     """What a MySQL's binlog is followed by: GTIDs, where the server has them, or file and offset."""
+
+    repo: str = EMBEDDED
+    """`hbase://host:port?thrift2=port&zookeeper=host:port[&…]` (see `storage_repo.hbase.HbaseAddress`), or embedded."""
+
+    walproxy: str = ""
+    """HOST[:PORT] under which HBase's region servers reach the WAL proxy; "": this machine's loopback."""
 
     @field_validator("ads_db")
     @classmethod
@@ -66,6 +73,21 @@ class Settings(BaseModel):
                 KafkaSettings.parse(value)
             except LogError as error:
                 raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("walproxy")
+    @classmethod
+    def _check_walproxy(cls, value: str) -> str:
+        host, _, port = value.partition(":")
+        if value and not (host and (not port or (port.isdecimal() and 0 < int(port) < 1 << 16))):
+            raise ValueError(f"{value!r} is no address for the WAL proxy; write HOST or HOST:PORT")
+        return value
+
+    @field_validator("repo")
+    @classmethod
+    def _check_repo(cls, value: str) -> str:
+        if value != EMBEDDED:
+            HbaseAddress.parse(value)
         return value
 
     @classmethod
@@ -101,8 +123,9 @@ def choose(home: Home, **chosen: str | None) -> Settings:
 def check_choice(home: Home, **chosen: str | None) -> Settings:
     """Return the home's settings with the chosen ones changed; nothing is remembered. None leaves one as it was.
 
-    Raises SettingsError for a value that cannot be used, for another log under a base index, whose manifest counts
-    positions in the log it was built beside, and for another ads DB under a store that has the rows of one.
+    Raises SettingsError for a value that cannot be used, for another log or Repo under a base index, whose manifest
+    counts positions in the log, and timestamps of the Repo, that it was built beside, and for another ads DB under a
+    store that has the rows of one.
     """
     before = Settings.load(home)
     changes = {name: value for name, value in chosen.items() if value is not None}
@@ -116,6 +139,11 @@ def check_choice(home: Home, **chosen: str | None) -> Settings:
         raise SettingsError(
             f"{home.root} has a base index whose positions count records of the log {_without_password(before.log)}; "
             f"use a new home for another log, or remove {home.base} and build the base index again"
+        )
+    if after.repo != before.repo and (home.base / "CURRENT").exists():
+        raise SettingsError(
+            f"{home.root} has a base index whose version is a timestamp of the Repo {before.repo}; use a new home for "
+            f"another Repo, or remove {home.base} and build the base index again"
         )
     if (home.root / "catalog.fingerprint").exists() and not _same_ads(home, before.ads_db, after.ads_db):
         raise SettingsError(
@@ -137,10 +165,17 @@ def remember(home: Home, settings: Settings) -> None:
 
 
 def stage_settings(home: Home) -> dict[str, str]:
-    """Return what a stage is told of the home's backends: what is not as it is by default."""
+    """Return what a stage is told of the home's backends: what is not as it is by default.
+
+    walproxy_… is where the WAL proxy listens if not on loopback.
+    """
     chosen = Settings.load(home)
-    told = {"ads_db": (chosen.ads_db, EMBEDDED), "binlog_position": (chosen.binlog_position, BY_GTID)}
-    return {name: value for name, (value, default) in told.items() if value != default}
+    given = {"ads_db": (chosen.ads_db, EMBEDDED), "binlog_position": (chosen.binlog_position, BY_GTID)}
+    told = {name: value for name, (value, default) in given.items() if value != default}
+    if chosen.walproxy:
+        host, _, port = chosen.walproxy.partition(":")
+        told |= {"walproxy_host": host, "walproxy_bind": host, "walproxy_port": port or "0"}
+    return told
 
 
 def _same_ads(home: Home, one: str, other: str) -> bool:

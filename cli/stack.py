@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 stack_app = typer.Typer(no_args_is_help=True, help="Real servers on this machine, without Docker.")
 
 _Names = Annotated[
-    list[str] | None, typer.Argument(metavar="[NAME]...", help="mysql (MariaDB), kafka, mysql8 (Oracle's).")
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME]...",
+        help="mysql (MariaDB), kafka, hbase, thrift, thrift2, omid (default: all of these), mysql8 (Oracle's), omid2 "
+        "(a second TSO, to stand by). `up` starts what they need too.",
+    ),
 ]
 _HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Where this installation keeps its state.", envvar="ADSINDEX_HOME")
@@ -35,11 +40,11 @@ def up(
         bool, typer.Option("--install", help="Install missing Debian packages with apt-get (as root).")
     ] = False,
 ) -> None:
-    """Start servers (default: mysql and kafka) on free ports of loopback; what runs already is left alone."""
-    from compose import DEFAULT
+    """Start servers on free ports of loopback and wait until they answer; what runs already is left alone."""
+    from compose import MAIN_SERVERS
 
     stack = open_stack(Home.open(home))
-    wanted = names or list(DEFAULT)
+    wanted = names or MAIN_SERVERS
     if install:
         stack.prepare(wanted, may_apt=True)
     _print(stack.up(wanted), as_json=as_json)
@@ -71,5 +76,5 @@ def _print(servers: Mapping[str, ServerInfo], *, as_json: bool) -> None:
         sys.stdout.write(json.dumps({name: server.to_json() for name, server in servers.items()}) + "\n")
         return
     for server in servers.values():
-        typer.echo(f"{server.name:6} {server.state:12} {server.url or '-'}")
-        typer.echo(f"{'':6} {f'pid {server.pid}' if server.pid else '':12} {server.log_file}")
+        typer.echo(f"{server.name:7} {server.state:12} {server.url or '-'}")
+        typer.echo(f"{'':7} {f'pid {server.pid}' if server.pid else '':12} {server.log_file}")

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from cli.runtime import dependency_graph, open_repo, serving_port
+from catalog import Catalog
+from cli.runtime import dependency_graph, hbase_schema, open_embedded_repo, open_repo, peer_id, serving_port
+from cli.settings import EMBEDDED, Settings
+from messaging.home import Home
 from messaging.stage import StageContext
+
+if TYPE_CHECKING:
+    from storage_repo.hbase.names import HbaseNames
+    from storage_repo.hbase.wal import WalProxySettings
 
 
 def run_gateway(context: StageContext) -> None:
@@ -28,14 +36,33 @@ def run_updater(context: StageContext) -> None:
 
 def run_wal_proxy(context: StageContext) -> None:
     """Turn commits into notifications."""
+    watched = dependency_graph(context.catalog).watched_cells()
+    if Settings.load(context.home).repo != EMBEDDED:
+        from storage_repo.hbase.wal import run
+
+        return run(context, *hbase_proxy_arguments(context.home, context.catalog, context.settings))
     from storage_repo import wal_proxy
 
-    watched = dependency_graph(context.catalog).watched_cells()
-    repo = open_repo(context.home, context.catalog)
+    repo = open_embedded_repo(context.home, context.catalog)
     try:
         wal_proxy.run(context, repo, watched)
     finally:
         repo.close()
+
+
+def hbase_proxy_arguments(
+    home: Home, catalog: Catalog, options: Mapping[str, str]
+) -> tuple[str, HbaseNames, Mapping[str, frozenset[str]], WalProxySettings]:
+    """Return where, what and how the WAL proxy of a home on HBase watches."""
+    from storage_repo.hbase import HbaseAddress
+    from storage_repo.hbase.names import HbaseNames
+    from storage_repo.hbase.probe import PROBE_COLUMN, PROBE_TABLE
+    from storage_repo.hbase.wal import WalProxySettings
+
+    url = Settings.load(home).repo
+    watched = {**dependency_graph(catalog).watched_cells(), PROBE_TABLE: frozenset({PROBE_COLUMN})}
+    names = HbaseNames(hbase_schema(catalog), HbaseAddress.parse(url).prefix)
+    return url, names, watched, WalProxySettings.of({"walproxy_peer_id": peer_id(url)} | dict(options))
 
 
 def run_argus(context: StageContext) -> None:

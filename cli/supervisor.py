@@ -19,7 +19,7 @@ import structlog
 from cli.runtime import ROOT, CommandError, RunCatalog, process_file
 from messaging.home import Home
 
-READY_SECONDS = 60.0
+READY_SECONDS = 180.0
 """Starting takes one or two seconds; a machine under load may take much longer, and giving up early helps nobody."""
 STOP_SECONDS = 8.0
 BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)

@@ -18,8 +18,9 @@ from rich.text import Text
 from batch_workflows.retention import apply_retention
 from cli.backends import close_backends, open_backends
 from cli.idle import IdleWatch, Outstanding, deferred_rows, held_sentence, outstanding
-from cli.runtime import CommandError, freeze_catalog, process_file, remember_catalog
-from cli.settings import EMBEDDED, check_choice, choose, remember
+from cli.runtime import CommandError, freeze_catalog, hbase_schema, process_file, remember_catalog
+from cli.settings import EMBEDDED, Settings, check_choice, choose, remember, stage_settings
+from cli.stages import hbase_proxy_arguments
 from cli.supervisor import Managed, Supervisor, plan
 from cli.worker import configure_logging
 from debug_ui.backends import Backends
@@ -30,11 +31,14 @@ from messaging import LogUnavailable
 from messaging.home import Home
 from messaging.metrics import read_metrics
 from messaging.switches import Switches
+from storage_repo import StoreUnavailable
+from storage_repo.embedded import EmbeddedRepo
 from storage_repo.wal_proxy import check_feed
 
 _LOOK_SECONDS = 0.1
 _RETENTION_SECONDS = 30.0
 """Often enough that the log stays small, rarely enough that it costs nothing."""
+_AWAY = (ManasError, LogUnavailable, AdsDbUnavailable, StoreUnavailable)
 _METRICS_SECONDS = 5.0
 """A stage that has written no metrics for so long after all is done is hung; the report is made without it."""
 HELD_EXIT = 3
@@ -65,6 +69,8 @@ def run_up(
     catalog_file: Path | None,
     ads_db: str | None = None,
     log: str | None = None,
+    repo: str | None = None,
+    walproxy: str | None = None,
     binlog_position: str | None = None,
 ) -> None:
     """Bring the service up on a home; return when idle (`until_idle`) or when told to stop."""
@@ -75,12 +81,13 @@ def run_up(
     stop = _Stop()
     console = Console(stderr=True)
     configure_logging("warning")
-    if (ads_db or log or binlog_position) and process_file(home, "up").read():
+    if (ads_db or log or repo or walproxy or binlog_position) and process_file(home, "up").read():
         raise CommandError(f"the service is up on {home.root}; stop it before choosing other backends")
     with Supervisor(home, plan(argus_workers, [("debug_ui", f"port={port}")])) as supervisor:
         catalog, supervisor.catalog = freeze_catalog(home, catalog_file)
-        settings = check_choice(home, ads_db=ads_db, log=log, binlog_position=binlog_position)
-        choose(home, log=log)  # at once: where it lacks topics, `topics apply` is to find it
+        chosen = {"ads_db": ads_db, "log": log, "repo": repo, "walproxy": walproxy, "binlog_position": binlog_position}
+        settings = check_choice(home, **chosen)
+        choose(home, log=log, repo=repo)  # at once: `topics apply` and `repo apply` are to find them
         if settings.log != EMBEDDED:
             supervisor.add("reports")
         backends = open_backends(home, catalog, server_only=True, settings=settings)
@@ -88,7 +95,7 @@ def run_up(
             backends.ads_db.check_schema(catalog)
             remember(home, settings)
             ensure_stream_topics(backends.log, streams_of(catalog))
-            check_feed(backends.log, backends.repo)
+            _check_repo(home, backends)
             remember_catalog(home, catalog_file)
             supervisor.announce()
             _carry_catalog_changes(home, backends, console)
@@ -122,6 +129,23 @@ def run_up(
             close_backends(backends)
 
 
+def _check_repo(home: Home, backends: Backends) -> None:
+    """Raise StoreUnavailable when the Repo does not belong to the log, or has not the catalogue's tables."""
+    if isinstance(backends.repo, EmbeddedRepo):
+        check_feed(backends.log, backends.repo)
+        return
+    from storage_repo.hbase import check_schema
+
+    if differences := check_schema(Settings.load(home).repo, hbase_schema(backends.catalog)):
+        shown = "; ".join(map(str, differences[:3])) + ("; …" if len(differences) > 3 else "")
+        raise StoreUnavailable(f"the Repo's tables are not as the catalogue wants them: {shown}; run repo apply")
+    from storage_repo.hbase.wal import prepare_peer
+
+    # Before anybody writes: HBase does not ship what it has logged of a family before a peer wants it.
+    if prepare_peer(*hbase_proxy_arguments(home, backends.catalog, stage_settings(home))):
+        structlog.get_logger().info("peer_set_up")
+
+
 def _carry_catalog_changes(home: Home, backends: Backends, console: Console) -> None:
     """After the catalogue was edited: let every handler and document see it; capture brings new columns by itself."""
     from batch_workflows.refresh import refresh
@@ -150,8 +174,8 @@ def _watch(
             supervisor.tend()
             try:
                 served = backends.serving.stats()
-                state = outstanding(backends, served["positions"], switches)
-            except (ManasError, LogUnavailable, AdsDbUnavailable) as error:  # the stages wait too, or start again
+                state = outstanding(backends, served["positions"], switches, certain=until_idle)
+            except _AWAY as error:  # the stages wait too, or start again
                 structlog.get_logger().info("backend_away", error=str(error))
                 time.sleep(_LOOK_SECONDS)
                 continue

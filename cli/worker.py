@@ -29,6 +29,7 @@ form no cycles; Python's default of 700 spends a sixth of the processor on looki
 
 def configure_logging(level: str = "info") -> None:
     """Write one JSON object per line to standard error, which the supervisor sends to the stage's log file."""
+    logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # who uses it logs what a lost connection means
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -10,6 +10,7 @@ from cli.backends import backends
 from cli.runtime import CommandError
 from cli.supervisor import Supervisor
 from messaging.home import Home
+from storage_repo.embedded import EmbeddedRepo
 
 WORKFLOWS = {
     "base-index": "build a base index from one snapshot, check it, publish it by moving a pointer",
@@ -54,6 +55,11 @@ def run_workflow(
             resynced = resync(opened.ads_db, opened.catalog, opened.log, opened.repo)
             result = {"rows": resynced.rows, "gone": resynced.gone}
         elif name == "repair-after-restore":
+            if not isinstance(opened.repo, EmbeddedRepo):
+                raise CommandError(
+                    "repair-after-restore is for the embedded Repo; a Repo on HBase gives no timestamp twice. After a "
+                    "restore of HBase run resync and refresh"
+                )
             with Supervisor(home, []):  # holds the home's lock: no stage may run meanwhile
                 repaired = repair_after_restore(home, opened.catalog, opened.repo, opened.ads_db, opened.log)
             result = {**repaired.to_json(), "note": "the pipeline does the rest: start the service with up"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -18,9 +20,11 @@ from compose._errors import ServerFailed
 
 POLL_SECONDS = 0.05
 """Between two looks at a starting or stopping server: well below what a start takes."""
-FIRST_LINES, LAST_LINES = 6, 12
+FIRST_LINES, COMPLAINTS, LAST_LINES = 6, 6, 12
 """How much of a log an error repeats. A tool's first complaint is the cause and its last lines say what followed;
-mariadb-install-db ends with twenty lines of advice."""
+mariadb-install-db ends with twenty lines of advice. A Java server complains somewhere in the middle."""
+_COMPLAINT = re.compile(r"\b(ERROR|FATAL|Caused by|Exception)\b")
+_STACK_FRAME = re.compile(r"\s+(at |\.\.\. \d+ more)")
 _RECORD_AND_BECOME = (
     'echo "$$ $(cut -d" " -f22 /proc/$$/stat 2>/dev/null)" >"$0.part" && mv "$0.part" "$0" && exec "$@"'
 )
@@ -145,13 +149,18 @@ def run_tool(command: Sequence[str], log_file: Path, *, what: str, seconds: floa
 
 
 def excerpt(log_file: Path, start: int = 0) -> str:
-    """Return the first and the last lines of a log from byte `start` on."""
+    """Return the first and the last lines of a log from byte `start` on, and the first complaints between them.
+
+    Java's stack frames are left out.
+    """
     try:
-        lines = log_file.read_bytes()[start:].decode(errors="replace").splitlines()
+        text = log_file.read_bytes()[start:].decode(errors="replace")
     except FileNotFoundError:
         return "(no log)"
+    lines = [line for line in text.splitlines() if not _STACK_FRAME.match(line)]
     if len(lines) > FIRST_LINES + LAST_LINES:
-        lines = [*lines[:FIRST_LINES], "…", *lines[-LAST_LINES:]]
+        between = [line for line in lines[FIRST_LINES:-LAST_LINES] if _COMPLAINT.search(line)][:COMPLAINTS]
+        lines = [*lines[:FIRST_LINES], "…", *between, *(["…"] if between else []), *lines[-LAST_LINES:]]
     return "\n".join(lines) or "(nothing)"
 
 
@@ -198,11 +207,19 @@ def wait_until_free(port: int, *, seconds: float) -> bool:
 
 def listens(pid: int, port: int) -> bool:
     """Return whether this process is the one that listens on the port."""
+    return any(entry.status == psutil.CONN_LISTEN and entry.laddr[1:2] == (port,) for entry in _connections(pid))
+
+
+def is_connected(pid: int, port: int) -> bool:
+    """Return whether this process has a connection to the port."""
+    return any(entry.status == psutil.CONN_ESTABLISHED and entry.raddr[1:2] == (port,) for entry in _connections(pid))
+
+
+def _connections(pid: int) -> list[Any]:
     try:
-        connections = psutil.Process(pid).net_connections("tcp")
+        return list(psutil.Process(pid).net_connections("tcp"))
     except psutil.NoSuchProcess:
-        return False
-    return any(entry.status == psutil.CONN_LISTEN and entry.laddr[1:2] == (port,) for entry in connections)
+        return []
 
 
 def holder(port: int) -> str:

@@ -27,15 +27,16 @@ FRESH_PORT_ATTEMPTS = 3
 FORBIDDEN_IN_PATHS = ' ,;:#"\\\n'
 """Characters with a meaning in server.properties, my.cnf, a class path or mariadb-install-db (a shell script)."""
 
-State = Literal["ready", "unresponsive", "dead", "stopped", "absent"]
+State = Literal["ready", "standby", "unresponsive", "dead", "stopped", "absent"]
 
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
     """One server as it is now.
 
-    `state`: ready (answers), unresponsive (the process lives and does not answer), dead (it ended without being
-    stopped), stopped, absent (never started here). `admin_url` has a password: never print it.
+    `state`: ready (answers), standby (takes over when the one that serves fails), unresponsive (the process lives and
+    does not answer), dead (it ended without being stopped), stopped, absent (never started here). `admin_url` has a
+    password: never print it.
     """
 
     name: str
@@ -59,6 +60,8 @@ class Server(ABC):
 
     name: ClassVar[str]
     port_names: ClassVar[tuple[str, ...]] = ("port",)
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Servers of the same stack that must answer before this one starts."""
 
     def __init__(self, directory: Path, overrides: Mapping[str, str] | None = None) -> None:
         self.directory = directory
@@ -99,9 +102,8 @@ class Server(ABC):
             if not pid:
                 self.prepare()
                 pid = self._start()
-            port = self.ports()["port"]
-            self._wait(port, lambda: self.pid != 0)  # one that ran already may still be starting
-            return self._info(pid, port, "ready")
+            self._wait(pid, self.ports()["port"], lambda: self.pid != 0)  # one that ran already may still be starting
+            return self.status()
 
     def down(self, *, gracefully_within: float = STOP_SECONDS) -> None:
         """Stop the server, by SIGKILL if it does not listen; data and port stay."""
@@ -125,8 +127,12 @@ class Server(ABC):
             return self._info(0, 0, "absent")
         port = ports["port"]
         if pid := self.pid:
-            return self._info(pid, port, "ready" if self.answers(port) else "unresponsive")
+            return self._info(pid, port, self.state_of(pid, port))
         return self._info(0, port, "dead" if self._pid_file.exists() else "stopped")
+
+    def state_of(self, pid: int, port: int) -> State:
+        """Return ready, or unresponsive, of a living process; what answers must be this very process."""
+        return "ready" if self.answers(port) and process.listens(pid, port) else "unresponsive"
 
     @property
     def pid(self) -> int:
@@ -168,15 +174,15 @@ class Server(ABC):
         self._child = child
         try:
             # Another server of the same kind that was quicker to take the port would answer as well.
-            self._wait(ports["port"], lambda: child.poll() is None, log_start, owner=child.pid)
+            self._wait(child.pid, ports["port"], lambda: child.poll() is None, log_start)
         except ServerFailed:
             process.stop(child.pid, gracefully_within=5.0)
             raise
         return child.pid
 
-    def _wait(self, port: int, is_alive: Callable[[], bool], log_start: int = 0, owner: int = 0) -> None:
+    def _wait(self, pid: int, port: int, is_alive: Callable[[], bool], log_start: int = 0) -> None:
         def is_ready() -> bool:
-            return self.answers(port) and process.listens(owner or self.pid, port)
+            return self.state_of(pid, port) != "unresponsive"
 
         process.wait_until_ready(
             self.name, is_ready, is_alive, seconds=READY_SECONDS, log_file=self.log_file, log_start=log_start

@@ -8,16 +8,25 @@ from pathlib import Path
 from typing import TypeVar
 
 from compose._errors import ServerMissing, StackError
+from compose.hbase import HBaseServer, Thrift2Server, ThriftServer
 from compose.install import install, may_install
 from compose.kafka import KafkaServer
 from compose.mysql import MySqlServer
 from compose.mysql8 import OracleMySqlServer
-from compose.server import Server, ServerInfo
+from compose.omid import OmidServer, SecondOmidServer
+from compose.server import STOP_SECONDS, Server, ServerInfo
 
 T = TypeVar("T")
-SERVERS: Mapping[str, type[Server]] = {server.name: server for server in (MySqlServer, KafkaServer, OracleMySqlServer)}
-DEFAULT = (MySqlServer.name, KafkaServer.name)
-"""What a home starts when nobody says what: one ads DB and one log."""
+SERVERS: Mapping[str, type[Server]] = {
+    server.name: server
+    for server in (
+        MySqlServer, KafkaServer, HBaseServer, ThriftServer, Thrift2Server, OmidServer, SecondOmidServer,
+        OracleMySqlServer,
+    )
+}  # fmt: skip
+MAIN_SERVERS = tuple(name for name in SERVERS if name not in (SecondOmidServer.name, OracleMySqlServer.name))
+"""What starts when nothing is named: everything that the service can use. A second TSO is for trying fail-over, and one
+ads DB is enough."""
 
 
 class Stack:
@@ -34,10 +43,10 @@ class Stack:
         root = directory.expanduser().resolve()
         self._servers = {name: kind(root / name, given.get(name)) for name, kind in SERVERS.items()}
 
-    def prepare(self, names: Sequence[str] = DEFAULT, *, may_apt: bool | None = None) -> None:
+    def prepare(self, names: Sequence[str] = MAIN_SERVERS, *, may_apt: bool | None = None) -> None:
         """Find or fetch the programs of servers without starting them; installs packages only when allowed."""
         allowed = may_install() if may_apt is None else may_apt
-        for name in _known(names):
+        for name in _with_needed(names):
             tried: set[tuple[str, ...]] = set()
             while True:
                 try:
@@ -49,14 +58,25 @@ class Stack:
                     tried.add(missing.packages)
                     install(missing)
 
-    def up(self, names: Sequence[str] = DEFAULT) -> dict[str, ServerInfo]:
-        """Start servers that do not run, together, and return when all of them answer. Twice changes nothing."""
-        self.prepare([name for name in _known(names) if not self._servers[name].pid])
-        return self._together(names, lambda server: server.up())
+    def up(self, names: Sequence[str] = MAIN_SERVERS) -> dict[str, ServerInfo]:
+        """Start servers that do not run, and those that they need, and return when all of them answer.
 
-    def down(self, names: Sequence[str] | None = None) -> None:
-        """Stop servers (default: all) and return when their processes are gone. Data and ports stay."""
-        self._together(tuple(SERVERS) if names is None else names, lambda server: server.down())
+        What does not depend on each other starts at the same time. Twice changes nothing. Answers with all of them,
+        the needed ones too.
+        """
+        wanted = _with_needed(names)
+        self.prepare([name for name in wanted if not self._servers[name].pid])
+        for level in _levels(wanted):
+            self._together(level, lambda server: server.up())
+        return self.status(wanted)
+
+    def down(self, names: Sequence[str] | None = None, *, gracefully_within: float = STOP_SECONDS) -> None:
+        """Stop servers (default: all), those first that need others, and return when their processes are gone.
+
+        Data and ports stay. Who needs a stopped server and is not named goes on running and waits for it.
+        """
+        for level in reversed(_levels(_known(tuple(SERVERS) if names is None else names))):
+            self._together(level, lambda server: server.down(gracefully_within=gracefully_within))
 
     def status(self, names: Sequence[str] | None = None) -> dict[str, ServerInfo]:
         """Return servers (default: all) as they are now."""
@@ -78,6 +98,25 @@ class Stack:
         with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
             futures = {name: pool.submit(act, self._servers[name]) for name in wanted}
         return {name: future.result() for name, future in futures.items()}
+
+
+def _with_needed(names: Sequence[str]) -> tuple[str, ...]:
+    """Put before each server those that it needs."""
+    found: dict[str, None] = {}
+    for name in _known(names):
+        found.update(dict.fromkeys((*_with_needed(SERVERS[name].needs), name)))
+    return tuple(found)
+
+
+def _levels(names: Sequence[str]) -> list[list[str]]:
+    """Part servers into groups, so that each needs only servers of groups before its own."""
+    levels: list[list[str]] = []
+    for name in _with_needed(names):
+        needed = SERVERS[name].needs
+        depth = 1 + max((at for at, level in enumerate(levels) if not set(level).isdisjoint(needed)), default=-1)
+        levels += [[] for _ in range(depth + 1 - len(levels))]
+        levels[depth].append(name)
+    return [[name for name in level if name in names] for level in levels]
 
 
 def _known(names: Sequence[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from manas import SearchBackend
 from messaging.api import Log
 from messaging.home import Home
 from storage_repo import Repo
+from storage_repo.feed import RepoFeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,8 @@ class Backends:
     catalog: Catalog
     log: Log
     repo: Repo
+    repo_feed: RepoFeed
+    """How far the WAL proxy is behind the Repo."""
     ads_db: AdsDb
     """The truth: what advertisers have set."""
     serving: SearchBackend

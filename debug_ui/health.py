@@ -35,7 +35,6 @@ from messaging.topics import (
     GATEWAY_GROUP,
     LANES,
     NOTIFICATIONS,
-    REPO_FEED,
     SIGNALS,
     UPDATER_GROUP,
     UPDATES,
@@ -286,7 +285,6 @@ def pipeline_lags(backends: Backends, serving: Mapping[str, Any] | None = None) 
     `serving` is what `stats()` of serving gave, for the topics that serving follows.
     """
     log = backends.log
-    topics = log.topics()
     behind = feed_lag(backends.ads_db, log)
     lags = [
         Lag(
@@ -300,16 +298,15 @@ def pipeline_lags(backends: Backends, serving: Mapping[str, Any] | None = None) 
     ]
     for topic in (*UPDATES.values(), SIGNALS):
         lags.append(_topic_lag(log, UPDATER_GROUP, topic, "updates that are not in the Repo yet"))
-    last = backends.repo.last_commit_ts()
-    proxied = log.committed(WAL_PROXY_GROUP, REPO_FEED).get(0, 0) if REPO_FEED in topics else 0
+    repo = backends.repo_feed.lag()
     lags.append(
         Lag(
-            place="Repo change feed",
+            place=repo.place,
             group=WAL_PROXY_GROUP,
-            waiting=max(0, last - proxied),
-            end=last,
-            position=proxied,
-            meaning="commits that have not become notifications",
+            waiting=repo.waiting,
+            end=repo.end,
+            position=repo.position,
+            meaning=repo.meaning,
         )
     )
     for topic in NOTIFICATIONS.values():

@@ -75,7 +75,7 @@ def inspect_entity(backends: Backends, kind: str, entity_id: str, *, history: bo
         raise UnknownEntity(table.name, entity_id)
     raw, read_at_us = raw_rows(backends.ads_db, table, entity_id), now_us()
     source = source_rows(table, raw, read_at_us)
-    repo_ts = backends.repo.last_commit_ts()
+    repo_ts = backends.repo.snapshot().ts
     cells = backends.repo.history(table.name, entity_id)
     document, serving, timeline = _document_part(backends, table, entity_id, cells)
     about = [table.name] if document is None else [catalog.root, catalog.document_table]

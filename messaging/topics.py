@@ -41,8 +41,11 @@ GTID_SETS = "ads_db.gtid_sets"
 """What is too long to be stored with the Gateway's position, GTID sets and tables; empty where nothing is."""
 REPO_FEED = "repo.changes"
 """Pseudo-topic: the WAL proxy's position in the Repo's change feed."""
+PENDING = "walproxy.pending"
+"""On HBase: row changes of transactions whose end the WAL proxy has not seen; it trims the topic itself."""
 UPDATER_GROUP = "updater"
 WAL_PROXY_GROUP = "wal-proxy"
+PENDING_GROUP = "wal-proxy-pending"
 ARGUS_GROUP = "argus"
 DEFERRED_GROUP = "argus-deferred"
 """Of its own: on Kafka the members of a group that share anew wait for each other, and Argus polls both in turn."""
@@ -61,6 +64,7 @@ PARTITIONS: dict[str, int] = {
     CHANGE_FEED: 1,
     GTID_SETS: 1,
     REPO_FEED: 1,
+    PENDING: 4,
 }
 
 
@@ -89,6 +93,8 @@ SETTINGS: dict[str, dict[str, str]] = {
     DROP_COUNTS: {"cleanup.policy": "compact", "segment.ms": str(_DAY_MS // 24), "min.cleanable.dirty.ratio": "0.1"},
     # The newest record is the mark that the position is checked with; the WAL proxy trims the others.
     REPO_FEED: {"retention.ms": "-1"},
+    # What an outage of weeks has left open must still be there; the WAL proxy trims what is settled.
+    PENDING: {"retention.ms": "-1"},
 }
 """Kafka's settings of topics; the embedded log keeps everything until it is trimmed."""
 

@@ -1,12 +1,13 @@
 """What did this row look like at that timestamp, and how do I change many rows at once?
 
-`api` has the interface; `embedded` an engine for one machine.
+`api` has the interface; `embedded` is an engine for one machine, `hbase` one on HBase with Apache Omid.
 """
 
 from __future__ import annotations
 
 from storage_repo._exceptions import (
     Conflict,
+    FeedStuck,
     LimitExceeded,
     RepoError,
     SnapshotTooOld,
@@ -17,6 +18,7 @@ from storage_repo._exceptions import (
 from storage_repo.api import (
     INDEX_SEPARATOR,
     CellVersion,
+    ChangeFeedRepo,
     CommitOutcome,
     CommittedChange,
     Limits,
@@ -27,6 +29,7 @@ from storage_repo.api import (
     RowChange,
     RowId,
     Snapshot,
+    TableLayout,
     TableSchema,
     Transaction,
 )
@@ -34,9 +37,11 @@ from storage_repo.api import (
 __all__ = [
     "INDEX_SEPARATOR",
     "CellVersion",
+    "ChangeFeedRepo",
     "CommitOutcome",
     "CommittedChange",
     "Conflict",
+    "FeedStuck",
     "LimitExceeded",
     "Limits",
     "Origin",
@@ -49,6 +54,7 @@ __all__ = [
     "Snapshot",
     "SnapshotTooOld",
     "StoreUnavailable",
+    "TableLayout",
     "TableSchema",
     "Transaction",
     "TransactionClosed",

@@ -6,6 +6,7 @@ RepoError                     catch this to treat every failure of the Repo alik
 ├── LimitExceeded             a value, row key or transaction is larger than the declared limit: the input is at fault
 ├── UnknownTable              the table or column family is not in the schema: the catalogue or the caller errs
 ├── TransactionClosed         the transaction has been committed or aborted already: a bug of the caller
+├── FeedStuck                 nobody makes notifications of what is committed: an operator has to act
 └── StoreUnavailable          the store cannot be opened or written (disk full, wrong format, backend away)
 """
 
@@ -49,6 +50,10 @@ class UnknownTable(RepoError):
 
 class TransactionClosed(RepoError):
     """Raised when a transaction is used after commit or abort."""
+
+
+class FeedStuck(RepoError):
+    """Raised when commits have not become notifications for a long time; the message says why and what to do."""
 
 
 class StoreUnavailable(RepoError):

@@ -145,8 +145,11 @@ CommitOutcome = int | Exception
 class Repo(Protocol):
     """A versioned column store."""
 
-    def snapshot(self, ts: int | None = None) -> Snapshot:
-        """Open a view at `ts`, or at the newest commit. Raises SnapshotTooOld."""
+    def snapshot(self, ts: int | None = None, *, transactions: int = 0) -> Snapshot:
+        """Open a view at `ts`, or of all that is committed now. Raises SnapshotTooOld, ValueError for a later `ts`.
+
+        `transactions` tells how many will be begun on this view at most, which saves round trips at their commit.
+        """
 
     def begin(self, origin: Origin, ts: int | None = None) -> Transaction:
         """Start a transaction on the newest snapshot, or on the snapshot `ts` that its reads were made at.
@@ -164,23 +167,8 @@ class Repo(Protocol):
     def store_id(self) -> str:
         """Return what this store was given at its creation: no two stores have it in common, its copies do."""
 
-    def advance(self, ts: int) -> None:
-        """Give no commit a timestamp <= `ts` any more; durable when this returns. For use while nobody else commits."""
-
-    def last_commit_ts(self) -> int:
-        """Timestamp of the newest commit; 0 in an empty store."""
-
     def history(self, table: str, row: str, column: str | None = None) -> dict[str, list[CellVersion]]:
         """All readable versions per column, newest first."""
-
-    def changes(self, after_ts: int, limit: int) -> list[CommittedChange]:
-        """Committed changes with commit_ts > after_ts in commit order; written atomically with their commits."""
-
-    def wait_for_changes(self, after_ts: int, timeout_s: float) -> bool:
-        """Block without polling until last_commit_ts() > after_ts or the time is over; True if there is something."""
-
-    def trim_changes(self, upto_ts: int) -> int:
-        """Forget change records <= upto_ts, which their consumer has taken; return how many."""
 
     def pin(self, name: str, ts: int, ttl_s: float) -> None:
         """Keep snapshot `ts` readable for `ttl_s` seconds whatever the low watermark does (long scans renew it)."""
@@ -192,11 +180,43 @@ class Repo(Protocol):
         """Advance the low watermark and drop versions that neither history nor a live snapshot needs; return count."""
 
     def statistics(self) -> Mapping[str, int]:
-        """Counters since open and sizes: commits, conflicts, cells_read, cells_written, last_commit_ts,
-        low_watermark, file_bytes, ..."""
+        """Counters since open and sizes: commits, conflicts, groups, cells_read, rows_read, cells_written,
+        versions_dropped, snapshots_too_old, pins, low_watermark; every engine has some more."""
 
     def close(self) -> None:
-        """Release files and locks; safe to call twice."""
+        """Release files, connections and locks; safe to call twice."""
+
+
+class ChangeFeedRepo(Repo, Protocol):
+    """A Repo that is its own change feed and counts its commits; of a cluster's Repo the WAL proxy makes the feed."""
+
+    def advance(self, ts: int) -> None:
+        """Give no commit a timestamp <= `ts` any more; durable when this returns. For use while nobody else commits."""
+
+    def last_commit_ts(self) -> int:
+        """Timestamp of the newest commit; 0 in an empty store."""
+
+    def changes(self, after_ts: int, limit: int) -> list[CommittedChange]:
+        """Committed changes with commit_ts > after_ts in commit order; written atomically with their commits."""
+
+    def wait_for_changes(self, after_ts: int, timeout_s: float) -> bool:
+        """Block without polling until last_commit_ts() > after_ts or the time is over; True if there is something."""
+
+    def trim_changes(self, upto_ts: int) -> int:
+        """Forget change records <= upto_ts, which their consumer has taken; return how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableLayout:
+    """How a table is laid out on a cluster; engines of one machine need not look."""
+
+    salts: int = 0
+    """Spread rows over so many key ranges by a hash of their key's first part, up to INDEX_SEPARATOR; 0: in key order.
+    Fixed when the table is created: rows would not be found under another number."""
+    splits: tuple[str, ...] = ()
+    """Row keys at which the table is split into regions at its creation; for tables without salts."""
+    history: bool = True
+    """Keep `Limits.versions_kept` versions; without, Omid's compaction leaves one version below its low watermark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +225,7 @@ class TableSchema:
 
     name: str
     families: tuple[str, ...]
+    layout: TableLayout = field(default_factory=TableLayout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +236,12 @@ class RepoSchema:
     limits: Limits = field(default_factory=Limits)
 
     @classmethod
-    def of(cls, tables: Iterable[tuple[str, Sequence[str]]], limits: Limits | None = None) -> RepoSchema:
-        """Build from (name, families) pairs."""
-        return cls(tuple(TableSchema(n, tuple(f)) for n, f in tables), limits or Limits())
+    def of(
+        cls,
+        tables: Iterable[tuple[str, Sequence[str]]],
+        limits: Limits | None = None,
+        layouts: Mapping[str, TableLayout] | None = None,
+    ) -> RepoSchema:
+        """Build from (name, families) pairs; `layouts` has those of tables that are not laid out plainly."""
+        plain, given = TableLayout(), layouts or {}
+        return cls(tuple(TableSchema(n, tuple(f), given.get(n, plain)) for n, f in tables), limits or Limits())

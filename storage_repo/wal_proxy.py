@@ -26,7 +26,7 @@ from messaging.proto import adsindex_pb2 as pb
 from messaging.stage import StageContext
 from messaging.topics import LANE_NUMBER, LANE_OF, NOTIFICATIONS, REPO_FEED, WAL_PROXY_GROUP
 from storage_repo._exceptions import StoreUnavailable
-from storage_repo.api import CommittedChange, Repo
+from storage_repo.api import ChangeFeedRepo, CommittedChange
 
 STAGE = "wal_proxy"
 _BATCH = 500
@@ -74,6 +74,12 @@ class ChangeNotifier:
         return result
 
 
+def notification_record(notification: pb.Notification) -> OutRecord:
+    """Return the record that brings a notification into the topic of its lane; a row's lie in one partition."""
+    topic = NOTIFICATIONS[LANE_OF[notification.header.lane]]
+    return OutRecord(topic, f"{notification.table}/{notification.row}", notification.SerializeToString())
+
+
 def _header_of(change: CommittedChange, entered_us: int) -> pb.Header:
     header = pb.Header()
     try:
@@ -109,7 +115,7 @@ class _Mark(msgspec.Struct, array_like=True, frozen=True):
     """Of that commit's record; "" where there is none: at 0, and where a repair left numbers out."""
 
 
-def check_feed(log: Log, repo: Repo) -> int:
+def check_feed(log: Log, repo: ChangeFeedRepo) -> int:
     """Return the commit up to which the log has notified what this store has committed.
 
     Raises StoreUnavailable, naming the way out, when log and store do not belong together.
@@ -131,7 +137,7 @@ def check_feed(log: Log, repo: Repo) -> int:
     return position
 
 
-def accept_store(log: Log, repo: Repo) -> int:
+def accept_store(log: Log, repo: ChangeFeedRepo) -> int:
     """Take the store as it is: count all of its commits as notified, and return the newest.
 
     What they changed has to be brought to everybody in another way. No WAL proxy may be running.
@@ -141,7 +147,7 @@ def accept_store(log: Log, repo: Repo) -> int:
     return position
 
 
-def _mark(repo: Repo, position: int) -> _Mark:
+def _mark(repo: ChangeFeedRepo, position: int) -> _Mark:
     found = repo.changes(position - 1, 1) if position > 0 else []
     return _mark_of(repo.store_id(), position, found[0] if found else None)
 
@@ -158,7 +164,7 @@ def _mark_record(mark: _Mark) -> OutRecord:
     return OutRecord(REPO_FEED, "mark", msgspec.msgpack.encode(mark))
 
 
-def run(context: StageContext, repo: Repo, watched: Mapping[str, frozenset[str]]) -> None:
+def run(context: StageContext, repo: ChangeFeedRepo, watched: Mapping[str, frozenset[str]]) -> None:
     """Follow the Repo's change feed until told to stop; also keep the Repo in order (versions, stale readers).
 
     Raises StoreUnavailable when log and store do not belong together: changes would be missed.
@@ -180,11 +186,7 @@ def run(context: StageContext, repo: Repo, watched: Mapping[str, frozenset[str]]
             notifications = notifier.notifications(changes, entered_us)
             position = changes[-1].commit_ts
             log.publish(
-                [
-                    OutRecord(NOTIFICATIONS[LANE_OF[n.header.lane]], f"{n.table}/{n.row}", n.SerializeToString())
-                    for n in notifications
-                ]
-                + [_mark_record(_mark_of(store, position, changes[-1]))],
+                [*map(notification_record, notifications), _mark_record(_mark_of(store, position, changes[-1]))],
                 [Position(WAL_PROXY_GROUP, REPO_FEED, 0, position)],
             )
             seconds = time.perf_counter() - started

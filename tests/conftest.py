@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack_support import kafka_server, mysql_server, oracle_mysql_server, own_stack, shared_stack
+from tests.stack_support import (
+    hbase_server,
+    kafka_server,
+    mysql_server,
+    oracle_mysql_server,
+    own_stack,
+    shared_stack,
+)
 from tests.support import IN_CI, data_directory
 
-__all__ = ["kafka_server", "mysql_server", "oracle_mysql_server", "own_stack", "shared_stack"]
+__all__ = ["hbase_server", "kafka_server", "mysql_server", "oracle_mysql_server", "own_stack", "shared_stack"]
 """Fixtures that pytest finds here."""
 
 

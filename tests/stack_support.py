@@ -1,7 +1,7 @@
 """Real servers for tests: one of each kind per test process, started on first use, gone at the end.
 
-Every test uses its own database or topic prefix on them. A test that kills or reconfigures a server starts its own:
-`own_stack`.
+Every test uses its own database, topic prefix or table prefix on them. A test that kills or reconfigures a server
+starts its own: `own_stack`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import shutil, sys
 from pathlib import Path
 from compose import Stack
 sys.stdin.read()
-Stack(Path(sys.argv[1])).down()
+Stack(Path(sys.argv[1])).down(gracefully_within=0)
 shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
-"""Waits until the test process has ended, however it ended, and then stops its servers."""
+"""Waits until the test process has ended, however it ended, and then kills its servers: nobody needs their data."""
 QUICK = {
     "mysql": {"debug-no-sync": "", "innodb_flush_method": "nosync"},
     "mysql8": {"innodb_flush_method": "nosync"},
@@ -89,6 +89,15 @@ def mysql_server(shared_stack: Stack) -> ServerInfo:
 def oracle_mysql_server(shared_stack: Stack) -> ServerInfo:
     """The server of Oracle's make that all tests of this process share; use a database `ads_…` of your own."""
     return up_or_skip(shared_stack, ["mysql8"])["mysql8"]
+
+
+@pytest.fixture(scope="session")
+def hbase_server(shared_stack: Stack) -> ServerInfo:
+    """The HBase that all tests of this process share, with its Thrift servers and Omid's TSO; `url` is the Repo's.
+
+    Use tables with a prefix of your own.
+    """
+    return up_or_skip(shared_stack, ["hbase", "thrift", "thrift2", "omid"])["hbase"]
 
 
 @pytest.fixture

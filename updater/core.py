@@ -163,7 +163,7 @@ class UpdaterCore:
     def _attempt(
         self, by_row: Mapping[RowId, list[_Pending]], outcome: ApplyOutcome, entered_us: int, dry_run: bool
     ) -> dict[RowId, list[_Pending]]:
-        snapshot = self._repo.snapshot()
+        snapshot = self._repo.snapshot(transactions=len(by_row))
         stored = snapshot.get_many(list(by_row), {table: self._layouts[table].read_cells for table, _ in by_row})
         transactions: list[Transaction] = []
         owners: list[tuple[RowId, list[_Pending]]] = []

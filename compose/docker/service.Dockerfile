@@ -8,5 +8,5 @@ COPY . .
 ENV PYTHONPATH=/opt/adsindex PYTHONUNBUFFERED=1 ADSINDEX_HOME=/var/lib/adsindex
 USER adsindex
 VOLUME /var/lib/adsindex
-# Topics are made here, not by accident; no sample: the ads come from the ads database.
-CMD ["/bin/sh", "-c", "python -m cli.main topics apply --log \"$ADSINDEX_LOG\" && exec python -m cli.main up --sample 0 --port \"$ADSINDEX_PORT\" --ads-db \"$ADSINDEX_ADS_DB\" --log \"$ADSINDEX_LOG\""]
+# Topics and tables are made here, not by accident; no sample: the ads come from the ads database.
+CMD ["/bin/sh", "-c", "python -m cli.main topics apply --log \"$ADSINDEX_LOG\" && python -m cli.main repo apply --repo \"$ADSINDEX_REPO\" && exec python -m cli.main up --sample 0 --port \"$ADSINDEX_PORT\" --ads-db \"$ADSINDEX_ADS_DB\" --log \"$ADSINDEX_LOG\" --repo \"$ADSINDEX_REPO\" --walproxy \"$ADSINDEX_WALPROXY\""]

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
-import msgspec
 import structlog
 
 from messaging._wake import wake
 from storage_repo._exceptions import Conflict, SnapshotTooOld
+from storage_repo._origin import decode_origin as decode_stored_origin
 from storage_repo.api import CommitOutcome, Origin
 from storage_repo.embedded._clock import Clock
 from storage_repo.embedded._store import INVERTED, TOMBSTONE, TXN, U64, State, Store
@@ -32,28 +32,11 @@ _GROUP = 256
 
 
 _log = structlog.get_logger()
-_encode = msgspec.msgpack.encode
-_decode_origin = msgspec.msgpack.Decoder(tuple[str, str, str, str, int, int, bytes]).decode
-
-
-def encode_origin(origin: Origin) -> bytes:
-    """Return the stored form of an origin."""
-    return _encode(
-        (
-            origin.stage,
-            origin.handler,
-            origin.code_version,
-            origin.trace_id,
-            origin.lane,
-            origin.origin_us,
-            origin.hops,
-        )
-    )
 
 
 def decode_origin(record: bytes) -> tuple[int, Origin]:
     """Return (committed_at_us, origin) of a stored transaction record."""
-    return int(TXN.unpack_from(record)[1]), Origin(*_decode_origin(record[TXN.size :]))
+    return int(TXN.unpack_from(record)[1]), decode_stored_origin(record[TXN.size :])
 
 
 @dataclass(slots=True)

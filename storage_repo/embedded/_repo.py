@@ -76,8 +76,11 @@ class EmbeddedRepo:
             release(store)
             raise
 
-    def snapshot(self, ts: int | None = None) -> EmbeddedSnapshot:
-        """Open a view at `ts`, or at the newest commit. Raises SnapshotTooOld, ValueError for a `ts` yet to come."""
+    def snapshot(self, ts: int | None = None, *, transactions: int = 0) -> EmbeddedSnapshot:
+        """Open a view at `ts`, or at the newest commit. Raises SnapshotTooOld, ValueError for a `ts` yet to come.
+
+        Here `transactions` need no preparation.
+        """
         return EmbeddedSnapshot(self._store, self._codec, self._readable_ts(ts))
 
     def begin(self, origin: Origin, ts: int | None = None) -> EmbeddedTransaction:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import msgspec
 
 from storage_repo._exceptions import LimitExceeded, TransactionClosed
+from storage_repo._origin import encode_origin
+from storage_repo._overlay import merge, overlay
 from storage_repo.api import Limits, Origin, Row, RowId
-from storage_repo.embedded._commit import Prepared, encode_origin
+from storage_repo.embedded._commit import Prepared
 from storage_repo.embedded._keys import KeyCodec
 from storage_repo.embedded._reads import Range, Reader
 from storage_repo.embedded._store import Store
@@ -99,7 +101,7 @@ class EmbeddedTransaction(EmbeddedSnapshot):
         self.check_open()
         found = super().get(table, row, columns)
         if own := self._writes.get((table, row)):
-            _overlay(found, own, columns)
+            overlay(found, own, columns)
         return found
 
     def get_many(self, rows: Sequence[RowId], columns: Mapping[str, Sequence[str]] | None = None) -> dict[RowId, Row]:
@@ -108,7 +110,7 @@ class EmbeddedTransaction(EmbeddedSnapshot):
         found = super().get_many(rows, columns)
         if self._writes:
             for row_id in found.keys() & self._writes.keys():
-                _overlay(found[row_id], self._writes[row_id], columns.get(row_id[0]) if columns else None)
+                overlay(found[row_id], self._writes[row_id], columns.get(row_id[0]) if columns else None)
         return found
 
     def scan(
@@ -215,7 +217,7 @@ class EmbeddedTransaction(EmbeddedSnapshot):
     ) -> Iterator[tuple[str, Row]]:
         if limit is not None and limit <= 0:
             return
-        for count, found in enumerate(_merge(stored, own, columns), 1):
+        for count, found in enumerate(merge(stored, own, columns), 1):
             self.check_open()
             yield found
             if count == limit:
@@ -233,38 +235,3 @@ class EmbeddedTransaction(EmbeddedSnapshot):
         limit = self._limits.max_cells_per_transaction
         if len(self._cells) + len(self._promoted) + more > limit:
             raise LimitExceeded(f"transaction at {self.ts} has more than max_cells_per_transaction = {limit} cells")
-
-
-def _overlay(found: Row, own: Mapping[str, bytes | None], columns: Sequence[str] | None) -> None:
-    for column, value in own.items():
-        if columns is not None and column not in columns:
-            continue
-        if value is None:
-            found.pop(column, None)
-        else:
-            found[column] = value
-
-
-def _merge(
-    stored: Iterator[tuple[str, Row]], own: dict[str, dict[str, bytes | None]], columns: Sequence[str] | None
-) -> Iterator[tuple[str, Row]]:
-    """Merge own writes into stored rows, both in key order; rows left without cells are skipped."""
-    pending = sorted(own, reverse=True)
-    for row, cells in stored:
-        while pending and pending[-1] < row:
-            yield from _own_row(pending.pop(), own, columns)
-        if pending and pending[-1] == row:
-            _overlay(cells, own[pending.pop()], columns)
-        if cells:
-            yield row, cells
-    while pending:
-        yield from _own_row(pending.pop(), own, columns)
-
-
-def _own_row(
-    row: str, own: dict[str, dict[str, bytes | None]], columns: Sequence[str] | None
-) -> Iterator[tuple[str, Row]]:
-    cells: Row = {}
-    _overlay(cells, own[row], columns)
-    if cells:
-        yield row, cells

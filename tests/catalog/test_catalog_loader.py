@@ -15,6 +15,7 @@ from catalog import (
     Fault,
     InvalidCatalog,
     LaneName,
+    Layout,
     ValueType,
     load_catalog,
 )
@@ -76,6 +77,19 @@ def test_the_built_in_catalogue_loads() -> None:
     assert catalog.column("pin.title").line == line_of(TEXT, "from: pins.title")
 
 
+def test_layouts_are_for_tables_and_for_their_indexes(tmp_path: Path) -> None:
+    """A table's layout is its own; the index tables of its references have another one; others are laid out plainly."""
+    file = tmp_path / "more.yaml"
+    layouts = "    layout: {splits: [b, m]}\n    index_layout: {salts: 8, history: false}\n"
+    file.write_text(replaced("  campaign:\n    owner: campaigns\n", f"  campaign:\n    owner: campaigns\n{layouts}"))
+    catalog = load_catalog(str(file))
+    assert catalog.repo_layouts()["campaign"] == Layout(splits=("b", "m"))
+    assert catalog.repo_layouts()["campaign_by_advertiser"] == Layout(salts=8, history=False)
+    assert catalog.repo_layouts().keys() == dict(catalog.repo_tables()).keys()
+    others = catalog.repo_layouts().keys() - {"campaign", "campaign_by_advertiser"}
+    assert {catalog.repo_layouts()[table] for table in others} == {Layout()}
+
+
 def test_one_more_plain_column_takes_two_lines(tmp_path: Path) -> None:
     """A column under the table and a field under fields are all that a plain column needs."""
     text = replaced(
@@ -118,6 +132,20 @@ FAULTS = [
         "'type' is missing",
     ),
     ("missing key of a table", "    owner: accounts\n", "", "  advertiser:", "'owner' is missing"),
+    (
+        "salts and splits",
+        "    owner: accounts\n",
+        "    owner: accounts\n    layout: {salts: 4, splits: [m]}\n",
+        "layout: {salts",
+        "salts already split a table",
+    ),
+    (
+        "splits out of order",
+        "    owner: accounts\n",
+        "    owner: accounts\n    index_layout: {splits: [m, b]}\n",
+        "index_layout:",
+        "in ascending order",
+    ),
     ("missing serving role", "  budget_key: campaign_id\n", "", "serving:", "'budget_key' is missing"),
     ("unknown type", PRICE, PRICE.replace("int", "money"), "type: money", "money"),
     ("unknown index", "index: vector", "index: magic", "index: magic", "magic"),

@@ -12,14 +12,17 @@ import pymysql
 import pytest
 from sqlalchemy.engine import make_url
 
-from cli.runtime import open_log
+from cli.main import app
+from cli.runtime import CommandError, open_log, peer_id
 from cli.settings import EMBEDDED, Settings, SettingsError, choose, settings_file, stage_settings
 from compose import ServerInfo
 from messaging import UnknownTopic
 from messaging.home import Home
 from messaging.topics import CHANGE_FEED, GATEWAY_GROUP
+from storage_repo.hbase.wal import WalProxySettings
 from tests.end_to_end.command import adsindex, as_json
 
+HBASE = "hbase://hbase:9090?thrift2=9095&zookeeper=zk:2181"
 MYSQL = "mysql+pymysql://ads:secret@db:3306/ads"
 
 
@@ -56,6 +59,10 @@ def test_choice_is_remembered_and_private(home: Home) -> None:
         ({"log": "kafka://broker"}, "no port"),
         ({"ads_db": "postgresql://h/db"}, r"mysql\+pymysql"),
         ({"ads_db": "mysql+pymysql://host:3306"}, "name of a database"),
+        ({"repo": "hbase://host:9090"}, "does not say where Thrift2 and ZooKeeper are"),
+        ({"repo": "hbase://host:9090?thrift2=9095&zookeeper=host:2181&salt=3"}, "unknown options salt"),
+        ({"walproxy": ":7000"}, "write HOST or HOST:PORT"),
+        ({"walproxy": "host:http"}, "write HOST or HOST:PORT"),
         ({"binlog_position": "offset"}, "gtid or by file"),
     ],
 )
@@ -126,6 +133,38 @@ def test_spoilt_file_is_refused(home: Home, text: str) -> None:
     done = adsindex("status", home=home.root, check=False)
     assert done.returncode == 1
     assert "settings.json" in done.stderr
+
+
+def test_the_wal_proxy_is_told_where_hbase_reaches_it(home: Home) -> None:
+    """A host alone takes a free port; without any the WAL proxy stays on loopback."""
+    choose(home, repo=HBASE)
+    assert stage_settings(home) == {}
+    choose(home, walproxy="proxy.example:7000")
+    assert stage_settings(home) == {
+        "walproxy_host": "proxy.example", "walproxy_bind": "proxy.example", "walproxy_port": "7000",
+    }  # fmt: skip
+    choose(home, walproxy="proxy.example")
+    assert WalProxySettings.of(stage_settings(home)).port == 0
+
+
+def test_installations_on_one_hbase_are_told_apart() -> None:
+    """The replication peer is named after the prefix of the tables, in letters that HBase allows."""
+    assert peer_id(HBASE) == "adsindex"
+    assert peer_id(f"{HBASE}&prefix=test-ns:") == "adsindex_test_ns_"
+
+
+def test_another_repo_under_a_base_index_is_refused(home: Home) -> None:
+    """A base index has the timestamps of the Repo it was built from."""
+    (home.base / "CURRENT").write_text("1")
+    with pytest.raises(SettingsError, match="another Repo"):
+        choose(home, repo=HBASE)
+
+
+def test_commands_for_hbase_say_when_a_home_has_none(home: Home) -> None:
+    """`repo` and `walproxy` on an embedded Repo name the option that chooses another."""
+    for words in (("repo", "check"), ("walproxy", "status")):
+        with pytest.raises(CommandError, match="uses the embedded Repo"):
+            app([*words, "--home", str(home.root)], standalone_mode=False)
 
 
 def test_another_log_under_a_base_index_is_refused(home: Home) -> None:

@@ -44,6 +44,7 @@ from messaging.topics import (
 )
 from storage_repo import RepoSchema
 from storage_repo.embedded import EmbeddedRepo
+from storage_repo.feed import StoredFeed
 from storage_repo.wal_proxy import ChangeNotifier
 from updater.core import UpdaterCore
 
@@ -73,7 +74,15 @@ class Pipeline:
             ads_db.ensure_capture(catalog)
         index = Index(catalog)
         source = CachedSource("performance", PerformanceDb(home.performance_db))
-        backends = Backends(home=home, catalog=catalog, log=log, repo=repo, ads_db=ads_db, serving=index)
+        backends = Backends(
+            home=home,
+            catalog=catalog,
+            log=log,
+            repo=repo,
+            repo_feed=StoredFeed(repo, log),
+            ads_db=ads_db,
+            serving=index,
+        )
         pipeline = cls(backends, index, load_registry(catalog), source)
         index.describe = lambda: {"positions": pipeline.positions}
         return pipeline

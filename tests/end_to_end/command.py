@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.support import ROOT
 
-UP_SECONDS = 240
+UP_SECONDS = 900
 
 
 def environment() -> dict[str, str]:

@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from compose.jars import TEMPLATES
+from compose.omid import CONFLICT_MAP_SIZE, LEASE_MS
+from storage_repo.hbase import HbaseAddress
 from tests.support import ROOT
 
 COMPOSE = ROOT / "compose"
@@ -26,7 +28,7 @@ PINNED = re.compile(r"[\w./-]+:(?=[\w.-]*\d)[\w.-]*\d[\w.-]*")
 def test_the_whole_stack_is_there() -> None:
     """Every server that the service can use, and the service itself."""
     assert set(SERVICES) == {
-        "mysql", "kafka", "hbase", "hbase-thrift", "omid", "s3", "prometheus", "adsindex",
+        "mysql", "kafka", "hbase", "hbase-thrift", "hbase-thrift2", "omid", "s3", "prometheus", "adsindex",
     }  # fmt: skip
 
 
@@ -147,8 +149,7 @@ def test_the_database_is_set_up_as_without_docker() -> None:
 
 def test_hbase_publishes_the_ports_that_its_configuration_has() -> None:
     """The region server tells clients its own port, so the published one must be the same."""
-    site = ET.parse(COMPOSE / "docker" / "hbase-site.xml").getroot()
-    values = {str(entry.findtext("name")): str(entry.findtext("value")) for entry in site}
+    values = properties(COMPOSE / "docker" / "hbase-site.xml")
     published = {port.split(":")[1] for port in SERVICES["hbase"]["ports"]}
     assert {values["hbase.zookeeper.property.clientPort"], values["hbase.master.port"]} <= published
     assert values["hbase.regionserver.port"] in published
@@ -156,6 +157,58 @@ def test_hbase_publishes_the_ports_that_its_configuration_has() -> None:
     [port] = re.findall(r"^port: (\d+)$", omid, re.MULTILINE)
     assert port in published
     assert port in SERVICES["omid"]["healthcheck"]["test"]
+
+
+def properties(file: Path) -> dict[str, str]:
+    """Return the settings of an hbase-site.xml."""
+    return {str(entry.findtext("name")): str(entry.findtext("value")) for entry in ET.parse(file).getroot()}
+
+
+def test_hbase_and_omid_are_those_without_docker() -> None:
+    """Both ways run the same jars, give the WAL proxy the same service, and find the TSO through ZooKeeper."""
+    docker = COMPOSE / "docker"
+    assert (docker / "hbase.pom.xml").read_bytes() == (TEMPLATES / "hbase.pom.xml").read_bytes()
+    site = (TEMPLATES / "hbase-site.xml").read_text().replace("@MORE@", "")
+    without = {str(e.findtext("name")): str(e.findtext("value")) for e in ET.fromstring(site.encode())}
+    given = properties(docker / "hbase-site.xml")
+    same = [
+        name for name in without if name.startswith(("replication.", "hbase.serial.", "hbase.thrift.", "hbase.env"))
+    ]
+    assert len(same) >= 9
+    assert {name: given.get(name) for name in same} == {name: without[name] for name in same}
+
+    def tso(file: Path) -> dict[str, str]:
+        lines = [line.strip() for line in file.read_text().splitlines()]
+        return dict(line.split(": ", 1) for line in lines if not line.startswith("#"))
+
+    own = {"port", "conflictMapSize", "leasePeriodInMs", "zkCluster"}
+    docker_tso, tso_without = (tso(folder / "omid-server-configuration.yml") for folder in (docker, TEMPLATES))
+    assert {k: v for k, v in docker_tso.items() if k not in own} == {
+        k: v for k, v in tso_without.items() if k not in own
+    }
+    assert docker_tso["leasePeriodInMs"] == str(LEASE_MS)
+    assert docker_tso["conflictMapSize"] == str(CONFLICT_MAP_SIZE)
+
+
+def test_the_service_reaches_hbase_and_hbase_reaches_it() -> None:
+    """The Repo's address has the published ports; the WAL proxy is at a name that both networks know."""
+    address = HbaseAddress.parse(SERVICES["adsindex"]["environment"]["ADSINDEX_REPO"])
+    published = {port.split(":")[1] for port in SERVICES["hbase"]["ports"]}
+    assert {str(address.thrift1[1]), str(address.thrift2[1]), address.zookeeper.split(":")[1]} <= published
+    host = SERVICES["adsindex"]["environment"]["ADSINDEX_WALPROXY"]
+    for service in ("adsindex", "hbase"):
+        assert SERVICES[service]["extra_hosts"] == [f"{host}:host-gateway"]
+    assert {"hbase-thrift", "hbase-thrift2", "omid"} <= set(SERVICES["adsindex"]["depends_on"])
+
+
+@pytest.mark.parametrize("version", ["", "2"])
+def test_the_thrift_servers_are_published_where_they_listen(version: str) -> None:
+    """Each has the main class of its version and its own port, which HBase's service publishes and the check asks."""
+    service = SERVICES[f"hbase-thrift{version}"]
+    assert service["command"][0] == f"org.apache.hadoop.hbase.thrift{version}.ThriftServer"
+    port = service["command"][service["command"].index("-p") + 1]
+    assert f"127.0.0.1:{port}:{port}" in SERVICES["hbase"]["ports"]
+    assert service["healthcheck"]["test"][-1] == port
 
 
 @pytest.mark.parametrize("script", ["run", "run-omid", "listens"])
@@ -187,7 +240,7 @@ def test_the_service_is_started_with_options_that_exist() -> None:
     command = get_command(app)
     text = (COMPOSE / "docker" / "service.Dockerfile").read_text()
     calls = re.findall(r"python -m cli\.main ([a-z ]+?) (--[^&\]]*)", text)
-    assert [name for name, _ in calls] == ["topics apply", "up"]
+    assert [name for name, _ in calls] == ["topics apply", "repo apply", "up"]
     for name, options in calls:
         found: Any = command
         for word in name.split():

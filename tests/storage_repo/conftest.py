@@ -6,15 +6,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from repo_backends import BACKENDS, Backend, FakeClock, Fleet
+from repo_backends import BACKENDS, Backend, FakeClock, Fleet, install
 
 from storage_repo import Limits, Repo
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test of a repo on all backends, or on those that its mark names."""
+    if "backend" in metafunc.fixturenames:
+        mark = metafunc.definition.get_closest_marker("backends")
+        metafunc.parametrize("backend", mark.args if mark else sorted(BACKENDS), indirect=True)
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    """Return an empty installation; one parameter per backend."""
-    return BACKENDS[request.param](tmp_path)
+    """Return an empty installation."""
+    return install(request.param, tmp_path, request)
 
 
 @pytest.fixture

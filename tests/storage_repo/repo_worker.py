@@ -8,9 +8,11 @@ import os
 import random
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
+import structlog
 from repo_backends import BACKENDS, ORIGIN
 from repo_elle import Op
 from repo_workloads import ACCOUNTS, INITIAL_BALANCE, execute, random_ops, read_balances, transfer
@@ -51,12 +53,14 @@ def append(repo: Repo, p: dict[str, Any], rng: random.Random) -> None:
 def bank(repo: Repo, p: dict[str, Any], rng: random.Random) -> None:
     """Transfer money, and check the sum at the newest and at some older snapshot all the time."""
     total = ACCOUNTS * INITIAL_BALANCE
+    seen: deque[int] = deque(maxlen=50)
     for n in range(p["count"]):
         with contextlib.suppress(Conflict, SnapshotTooOld):
             transfer(repo, rng)
         newest = repo.snapshot()
         assert sum(read_balances(newest).values()) == total, f"money lost at {newest.ts}"
-        old_ts = rng.randint(max(1, newest.ts - 50), newest.ts)  # the bank opened at 1
+        seen.append(newest.ts)
+        old_ts = rng.randint(seen[0], newest.ts)
         try:
             old = repo.snapshot(old_ts)
             found = sum(read_balances(old, by_scan=bool(n % 2)).values())
@@ -71,22 +75,24 @@ def bank(repo: Repo, p: dict[str, Any], rng: random.Random) -> None:
 def stamp(repo: Repo, p: dict[str, Any], rng: random.Random) -> None:
     """Write the transaction's name into several cells of two tables; say which were acknowledged."""
     for n in range(p["count"]):
-        names, transactions = [], []
+        tried: dict[str, int] = {}
+        transactions = []
         for i in range(rng.randint(1, 4)):
             name = f"{p['worker']}.{n}.{i}"
             transaction = repo.begin(ORIGIN)
             for cell in range(5):
                 transaction.put("ad", f"slot-{rng.randrange(40)}", f"derived:{cell}", name.encode())
             transaction.put("campaign", f"by-name-{name}", "control:name", name.encode())
-            names.append(name)
+            tried[name] = 6
             transactions.append(transaction)
-        say({"tried": names})
+        say({"tried": tried})
         outcomes = repo.commit_many(transactions)
-        say({"acknowledged": {name: ts for name, ts in zip(names, outcomes, strict=True) if isinstance(ts, int)}})
+        say({"acknowledged": {name: ts for name, ts in zip(tried, outcomes, strict=True) if isinstance(ts, int)}})
 
 
 def main() -> None:
     """Run one mode to its end."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout has our lines
     p = json.loads(sys.argv[1])
     repo = BACKENDS[p["backend"]](Path(p["root"])).open(Limits(**p.get("limits", {})))
     {"append": append, "bank": bank, "stamp": stamp}[p["mode"]](repo, p, random.Random(p["seed"]))

@@ -15,6 +15,7 @@ from repo_backends import ORIGIN, ROOT, TABLES, EmbeddedBackend, Fleet
 from storage_repo import Repo, RepoSchema, StoreUnavailable
 from storage_repo.embedded import EmbeddedRepo
 
+pytestmark = pytest.mark.backends("embedded")
 X = "control:x"
 COMMON = f"""
 import os, resource, signal, sys
