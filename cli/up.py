@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +30,7 @@ from manas import ManasError
 from messaging import LogUnavailable
 from messaging.home import Home
 from messaging.metrics import read_metrics
+from messaging.rpc import reserve_shared_port
 from messaging.switches import Switches
 from storage_repo.wal_proxy import check_feed
 
@@ -66,6 +68,8 @@ def run_up(
     ads_db: str | None = None,
     log: str | None = None,
     binlog_position: str | None = None,
+    manas_processes: int = 1,
+    base_fallback: bool = False,
 ) -> None:
     """Bring the service up on a home; return when idle (`until_idle`) or when told to stop."""
     from batch_workflows import announce_left_over
@@ -77,7 +81,14 @@ def run_up(
     configure_logging("warning")
     if (ads_db or log or binlog_position) and process_file(home, "up").read():
         raise CommandError(f"the service is up on {home.root}; stop it before choosing other backends")
-    with Supervisor(home, plan(argus_workers, [("debug_ui", f"port={port}")])) as supervisor:
+    stages = [("debug_ui", f"port={port}")]
+    if base_fallback:
+        stages.append(("manas", "base_fallback=true"))
+    shared = reserve_shared_port() if manas_processes > 1 else None
+    if shared is not None:
+        stages += [("manas", f"port={shared.getsockname()[1]}"), ("manas", "shared_port=true")]
+    processes = plan(argus_workers, stages, manas_processes=manas_processes)
+    with shared or nullcontext(), Supervisor(home, processes) as supervisor:
         catalog, supervisor.catalog = freeze_catalog(home, catalog_file)
         settings = check_choice(home, ads_db=ads_db, log=log, binlog_position=binlog_position)
         choose(home, log=log)  # at once: where it lacks topics, `topics apply` is to find it
