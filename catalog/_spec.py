@@ -109,6 +109,8 @@ class FieldSpec(Strict):
     index: Destination = Destination.FORWARD
     critical: bool = False
     coverage: float = Field(0.0, ge=0, le=1)
+    payload: str | None = None
+    family: Name = "body"
 
 
 class DimensionSpec(Strict):
@@ -117,6 +119,7 @@ class DimensionSpec(Strict):
     type: Literal["string", "int"] = "string"
     multi: bool = False
     values: tuple[str, ...] = ()
+    flat: bool = True
 
 
 class ServingSpec(Strict):
@@ -134,6 +137,10 @@ class ServingSpec(Strict):
     vector: str | None = None
     targeting: str | None = None
     diversity: str | None = None
+    predicate: str | None = None
+    area: str | None = None
+    location: str | None = None
+    hours: str | None = None
 
 
 class StreamSpec(Strict):

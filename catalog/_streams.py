@@ -12,7 +12,16 @@ from catalog.kinds import Message, Scalar
 from catalog.model import Stream
 from catalog.values import check
 
-BUDGET_FIELDS = ("daily_micros", "lifetime_micros", "spent_today_micros", "spent_total_micros", "currency")
+BUDGET_FIELDS = (
+    "daily_micros",
+    "lifetime_micros",
+    "spent_today_micros",
+    "spent_total_micros",
+    "currency",
+    "frequency_cap_day",
+    "frequency_cap_week",
+    "frequency_cap_total",
+)
 """What a budget's message has (adsindex.BudgetState), besides what every message has."""
 
 

@@ -21,6 +21,14 @@ class ValueType(StrEnum):
     INT_LIST = "list<int>"
     VECTOR = "vector"
     """Little-endian float32 array of the declared number of dimensions, as bytes."""
+    PREDICATE = "predicate"
+    """A Boolean expression over the catalogue's dimensions (`catalog.predicates`), as its canonical text."""
+    CIRCLES = "circles"
+    """Circles on the earth (`catalog.places`): rows of latitude, longitude, radius in metres, 1 if excluded."""
+    POINT = "point"
+    """A place on the earth: latitude and longitude in degrees."""
+    HOURS = "hours"
+    """Weekly hours in a time zone (`catalog.hours`), as their canonical text."""
 
 
 LIST_OF = {ValueType.STRING: ValueType.STRING_LIST, ValueType.INT: ValueType.INT_LIST}
@@ -62,6 +70,14 @@ class Destination(StrEnum):
     """Nearest neighbours."""
     TARGETING = "targeting"
     """Targeting terms: matched against the request's dimensions."""
+    PREDICATE = "predicate"
+    """A predicate over the request's dimensions; without one the document takes every request."""
+    CIRCLES = "circles"
+    """Circles of which one must have the request's position; without any the document takes every request."""
+    POINT = "point"
+    """The document's own place, for requests that ask what is near a point."""
+    HOURS = "hours"
+    """Weekly hours in which the document runs; without them it always does."""
 
 
 class Operation(StrEnum):

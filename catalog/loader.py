@@ -31,7 +31,13 @@ _FITTING: dict[Destination, frozenset[ValueType]] = {
     Destination.NUMERIC: frozenset({ValueType.INT, ValueType.FLOAT, ValueType.TIME}),
     Destination.VECTOR: frozenset({ValueType.VECTOR}),
     Destination.TARGETING: frozenset({ValueType.STRING_LIST}),
+    Destination.PREDICATE: frozenset({ValueType.PREDICATE}),
+    Destination.CIRCLES: frozenset({ValueType.CIRCLES}),
+    Destination.POINT: frozenset({ValueType.POINT}),
+    Destination.HOURS: frozenset({ValueType.HOURS}),
 }
+_LIMITING = frozenset({Destination.PREDICATE, Destination.CIRCLES, Destination.HOURS})
+"""Indexes of conditions that null lifts."""
 
 
 def load_catalog(file: Path | str | None = None) -> model.Catalog:
@@ -47,7 +53,11 @@ def load_catalog(file: Path | str | None = None) -> model.Catalog:
     except ValidationError as error:
         raise InvalidCatalog([_fault_of(e, lines) for e in error.errors()]) from None
     faults: list[Fault] = []
-    tables = {name: _table(name, table, lines, faults) for name, table in spec.tables.items()}
+    dimensions = {
+        name: model.Dimension(name, ValueType(d.type), d.multi, d.values, d.flat) for name, d in spec.dimensions.items()
+    }
+    known = tuple(dimensions.values())
+    tables = {name: _table(name, table, known, lines, faults) for name, table in spec.tables.items()}
     _check_references(tables, lines, faults)
     sound = not faults
     roots = [t for t in tables.values() if t.root is not None]
@@ -72,9 +82,7 @@ def load_catalog(file: Path | str | None = None) -> model.Catalog:
         document_table=document.name,
         root=root,
         fields=fields,
-        dimensions={
-            name: model.Dimension(name, ValueType(d.type), d.multi, d.values) for name, d in spec.dimensions.items()
-        },
+        dimensions=dimensions,
         serving=model.Serving(**spec.serving.model_dump()),
         fingerprint=hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest(),
         handlers=spec.handlers,
@@ -105,12 +113,14 @@ def _fault_of(error: Any, lines: Lines) -> Fault:
     return lines.fault(text, *where)
 
 
-def _table(name: str, spec: TableSpec, lines: Lines, faults: list[Fault]) -> model.Table:
+def _table(
+    name: str, spec: TableSpec, dimensions: tuple[model.Dimension, ...], lines: Lines, faults: list[Fault]
+) -> model.Table:
     at = ("tables", name)
     source = None if spec.source is None else _source(spec.source, (*at, "source"), spec.key, lines, faults)
     default_family = Family.CONTROL if spec.lane is LaneName.HIGH else Family.CONTENT
     columns = {
-        column_name: _column(name, column_name, column, source, default_family, lines, faults)
+        column_name: _column(name, column_name, column, source, default_family, dimensions, lines, faults)
         for column_name, column in spec.columns.items()
     }
     lists = {c.name for c in columns.values() if c.type in ELEMENT_OF}
@@ -158,6 +168,7 @@ def _column(
     spec: ColumnSpec,
     source: model.Source | None,
     default_family: Family,
+    dimensions: tuple[model.Dimension, ...],
     lines: Lines,
     faults: list[Fault],
 ) -> model.Column:
@@ -201,6 +212,7 @@ def _column(
         scale=spec.scale,
         split=spec.split,
         derivation=None if spec.derive is None else _derive.parse(table, spec.derive, here, lines, faults),
+        dimensions=dimensions if spec.type is ValueType.PREDICATE else (),
     )
     if spec.default is None:
         return column
@@ -286,6 +298,8 @@ def _fields(
             declared.critical,
             declared.coverage,
             table in gathered,
+            declared.payload,
+            declared.family,
         )
         if made.gathered and made.type not in ELEMENT_OF:
             text = f"a document joins many rows of {table!r}, and values of type {made.type.value} cannot be in a list"
@@ -300,8 +314,35 @@ def _fields(
                     "index",
                 )
             )
+        if made.index in _LIMITING and not made.critical and not _judged_on_arrival(made.column):
+            text = (
+                f"{declared.source} may be null because it was refused, and null lifts the condition: take it from the "
+                "ads DB in family control, or make the field critical"
+            )
+            faults.append(lines.fault(text, *here, "from"))
         fields[name] = made
+    for field in fields.values():
+        if field.payload is not None:
+            problem = _payload_problem(field, fields.get(field.payload))
+            if problem:
+                faults.append(lines.fault(f"payload {field.payload!r}: {problem}", "fields", field.name, "payload"))
     return fields
+
+
+def _payload_problem(field: model.Field, payload: model.Field | None) -> str:
+    if field.index not in (Destination.TERM, Destination.TEXT, Destination.TARGETING):
+        return f"postings of terms carry payloads, and {field.name!r} has index {field.index.value!r}"
+    if payload is None:
+        return "no field of this name"
+    fitting = [ValueType.INT, ValueType.FLOAT] + ([ValueType.INT_LIST] if field.type in ELEMENT_OF else [])
+    if payload.type not in fitting:
+        return f"must be {' or '.join(t.value for t in fitting)}, but it is {payload.type.value}"
+    return ""
+
+
+def _judged_on_arrival(column: model.Column) -> bool:
+    """Tell whether a value that is refused blocks the document by itself."""
+    return column.source_table is not None and column.family is Family.CONTROL
 
 
 def _check_serving(spec: ServingSpec, fields: dict[str, model.Field], lines: Lines, faults: list[Fault]) -> None:
@@ -311,7 +352,8 @@ def _check_serving(spec: ServingSpec, fields: dict[str, model.Field], lines: Lin
               "score": Destination.NUMERIC,
               "price": Destination.NUMERIC, "quality": Destination.NUMERIC, "text": Destination.TEXT,
               "vector": Destination.VECTOR, "targeting": Destination.TARGETING, "budget_key": Destination.TERM,
-              "currency": Destination.TERM}  # fmt: skip
+              "currency": Destination.TERM, "predicate": Destination.PREDICATE, "area": Destination.CIRCLES,
+              "location": Destination.POINT, "hours": Destination.HOURS}  # fmt: skip
     for role, name in spec.model_dump().items():
         if name is None:
             continue

@@ -20,6 +20,8 @@ from catalog.kinds import (
     ValueType,
 )
 
+BODY = "body"
+"""Family of the forward index that a field is in when its declaration does not name one."""
 HANDLER_PREFIX = "handler:"
 SIGNAL_PREFIX = "signal:"
 
@@ -55,6 +57,8 @@ class Column:
     split: str | None = None
     """Text of the source is cut here into a list, as MySQL gives a SET."""
     derivation: Derivation | None = None
+    dimensions: tuple[Dimension, ...] = ()
+    """Of a predicate: what it may speak of."""
 
     def element(self) -> Column:
         """Return the column as one value of its list is checked."""
@@ -177,6 +181,10 @@ class Field:
     """Share of documents that must have it before a base index may ship, 0..1."""
     gathered: bool = False
     """The document joins many rows of the column's table, and has the list of their values."""
+    payload: str | None = None
+    """Field with the numbers that the postings of this field's terms carry: one per term, or one for all of them."""
+    family: str = BODY
+    """Family of the forward index: fields that are read together are kept together."""
 
     @property
     def type(self) -> ValueType:
@@ -192,6 +200,8 @@ class Dimension:
     type: ValueType
     multi: bool = False
     values: tuple[str, ...] = ()
+    flat: bool = True
+    """Flat targeting terms speak of it; otherwise only predicates do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +241,14 @@ class Serving:
     vector: str | None = None
     targeting: str | None = None
     diversity: str | None = None
+    predicate: str | None = None
+    """Field with a Boolean expression over the request's dimensions."""
+    area: str | None = None
+    """Field with circles of which one must have the request's position."""
+    location: str | None = None
+    """Field with the document's own place."""
+    hours: str | None = None
+    """Field with the weekly hours in which the document runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from catalog import hours, places, predicates
 from catalog._exceptions import InvalidValue
 from catalog.kinds import ValueType
 from catalog.model import Column
@@ -223,7 +224,39 @@ def _check_type(column: Column, value: Any) -> Any:
                 raise InvalidValue(column.ref, "out_of_range", "a component of the vector is not a finite number")
             text = f"expected {column.dims} float32 values ({4 * column.dims} bytes), got {type(value).__name__}"
             raise InvalidValue(column.ref, "bad_type", text)
+        case ValueType.PREDICATE | ValueType.HOURS if isinstance(value, str):
+            return _expression(column, value)
+        case ValueType.POINT | ValueType.CIRCLES:
+            return _place(column, value)
     raise InvalidValue(column.ref, "bad_type", f"expected {kind.value}, got {type(value).__name__} {_quote(value)}")
+
+
+def _expression(column: Column, text: str) -> str:
+    """Return the canonical text of a predicate or of weekly hours."""
+    _bounded(column, text)
+    try:
+        if column.type is ValueType.HOURS:
+            return hours.canonical(hours.parse(text))
+        return predicates.canonical(predicates.parse(text, {d.name: d for d in column.dimensions}))
+    except predicates.PredicateError as error:
+        raise InvalidValue(column.ref, "bad_predicate", f"not a predicate {error}; got {_quote(text)}") from None
+    except hours.HoursError as error:
+        raise InvalidValue(column.ref, "bad_hours", f"not weekly hours: {error}") from None
+
+
+def _place(column: Column, value: Any) -> list[float] | list[list[float]]:
+    if isinstance(value, str):
+        _bounded(column, value)
+    try:
+        return places.point_of(value) if column.type is ValueType.POINT else places.circles_of(value)
+    except places.PlaceError as error:
+        raise InvalidValue(column.ref, f"bad_{column.type.value}", str(error)) from None
+
+
+def _bounded(column: Column, text: str) -> None:
+    """Refuse text before it is parsed: it may have megabytes."""
+    if len(text) > column.max_bytes:
+        raise InvalidValue(column.ref, "value_too_large", f"{len(text)} characters, more than max_bytes")
 
 
 def _undecimal(column: Column, value: Decimal) -> int | float | str:

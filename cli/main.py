@@ -52,6 +52,10 @@ def up(
     until_idle: Annotated[bool, typer.Option("--until-idle", help="Work until nothing is outstanding.")] = False,
     as_json: JsonOption = False,
     argus_workers: Annotated[int, typer.Option(min=1, max=8, help="Argus processes.")] = 1,
+    manas_processes: Annotated[int, typer.Option(min=1, max=8, help="Manas processes behind one port.")] = 1,
+    base_fallback: Annotated[
+        bool, typer.Option("--base-fallback", help="With a damaged base: serve from the one before, and say so.")
+    ] = False,
     catalog: Annotated[Path | None, typer.Option(help="Catalogue file; remembered for this home.")] = None,
     ads_db: Annotated[
         str | None, typer.Option("--ads-db", help="mysql+pymysql://…, sqlite:///… or embedded; remembered.")
@@ -75,7 +79,8 @@ def up(
     run_up(
         Home.open(home), sample=sample, seed=seed, port=port, until_idle=until_idle, as_json=as_json,
         argus_workers=argus_workers, catalog_file=catalog, ads_db=ads_db, log=log, repo=repo,
-        walproxy=walproxy, binlog_position=binlog_position,
+        walproxy=walproxy, binlog_position=binlog_position, manas_processes=manas_processes,
+        base_fallback=base_fallback,
     )  # fmt: skip
 
 
@@ -135,13 +140,17 @@ def search(
     as_json: JsonOption = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show the plan and what each clause let through.")] = False,
     ad: Annotated[str, typer.Option(help="With --explain: why this ad is or is not in the answer.")] = "",
+    score: Annotated[str, typer.Option(help="Order the best by an expression, like 'bid * pow(quality, 0.5)'.")] = "",
+    rerank: Annotated[int, typer.Option(min=0, help="With --score: how many are scored; 0 = four for each hit.")] = 0,
 ) -> None:
     """Say which ads fit a request."""
     from cli.search import run_search
 
     if (request is None) == (requests is None):
         raise CommandError("give either --request JSON or --requests FILE.jsonl")
-    run_search(Home.open(home), request, requests, k=k, as_json=as_json, explain=explain or bool(ad), ad=ad)
+    own: dict[str, Any] = {"score": score} if score else {}
+    own |= {"rerank": rerank} if rerank else {}
+    run_search(Home.open(home), request, requests, own, k=k, as_json=as_json, explain=explain or bool(ad), ad=ad)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,24 @@ from messaging.home import Home
 
 
 def run_search(
-    home: Home, request: str | None, file: Path | None, *, k: int, as_json: bool, explain: bool, ad: str
+    home: Home,
+    request: str | None,
+    file: Path | None,
+    own: Mapping[str, Any],
+    *,
+    k: int,
+    as_json: bool,
+    explain: bool,
+    ad: str,
 ) -> None:
-    """Answer each request in order; a bad one in a file names its line."""
+    """Answer each request in order, with the keys of `own` put in; a bad one in a file names its line."""
     with backends(home) as opened:
         for number, text in _requests(request, file):
             where = f"{file}:{number}" if file else "--request"
             try:
                 wanted = json.loads(text)
+                if isinstance(wanted, dict):
+                    wanted |= own
                 answer: Any = (
                     opened.serving.explain(wanted, k, ad or None) if explain else opened.serving.search(wanted, k)
                 )

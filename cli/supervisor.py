@@ -180,14 +180,17 @@ class Supervisor:
             managed.popen = None
 
 
-def plan(argus_workers: int, settings: Sequence[tuple[str, str]] = ()) -> list[Managed]:
-    """Return the processes of the embedded set. `settings` are (stage, "key=value") pairs."""
+def plan(argus_workers: int, settings: Sequence[tuple[str, str]] = (), *, manas_processes: int = 1) -> list[Managed]:
+    """Return the processes of the embedded set. `settings` are (stage, "key=value") pairs.
+
+    More than one Manas process need settings that have them share a port.
+    """
 
     def of(stage: str, worker: int = 0) -> Managed:
         return Managed(stage, worker, tuple(value for name, value in settings if name == stage))
 
     return [
-        of("manas"),
+        *(of("manas", worker) for worker in range(manas_processes)),
         of("debug_ui"),
         *(of("argus", worker) for worker in range(argus_workers)),
         of("wal_proxy"),

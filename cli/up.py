@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +31,7 @@ from manas import ManasError
 from messaging import LogUnavailable
 from messaging.home import Home
 from messaging.metrics import read_metrics
+from messaging.rpc import reserve_shared_port
 from messaging.switches import Switches
 from storage_repo import StoreUnavailable
 from storage_repo.embedded import EmbeddedRepo
@@ -72,6 +74,8 @@ def run_up(
     repo: str | None = None,
     walproxy: str | None = None,
     binlog_position: str | None = None,
+    manas_processes: int = 1,
+    base_fallback: bool = False,
 ) -> None:
     """Bring the service up on a home; return when idle (`until_idle`) or when told to stop."""
     from batch_workflows import announce_left_over
@@ -83,7 +87,14 @@ def run_up(
     configure_logging("warning")
     if (ads_db or log or repo or walproxy or binlog_position) and process_file(home, "up").read():
         raise CommandError(f"the service is up on {home.root}; stop it before choosing other backends")
-    with Supervisor(home, plan(argus_workers, [("debug_ui", f"port={port}")])) as supervisor:
+    stages = [("debug_ui", f"port={port}")]
+    if base_fallback:
+        stages.append(("manas", "base_fallback=true"))
+    shared = reserve_shared_port() if manas_processes > 1 else None
+    if shared is not None:
+        stages += [("manas", f"port={shared.getsockname()[1]}"), ("manas", "shared_port=true")]
+    processes = plan(argus_workers, stages, manas_processes=manas_processes)
+    with shared or nullcontext(), Supervisor(home, processes) as supervisor:
         catalog, supervisor.catalog = freeze_catalog(home, catalog_file)
         chosen = {"ads_db": ads_db, "log": log, "repo": repo, "walproxy": walproxy, "binlog_position": binlog_position}
         settings = check_choice(home, **chosen)

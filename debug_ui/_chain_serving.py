@@ -205,7 +205,7 @@ def request_of(catalog: Catalog, fields: Mapping[str, Any]) -> tuple[dict[str, A
     terms = fields.get(catalog.serving.targeting or "") or []
     request: dict[str, Any] = {}
     faults = []
-    for dimension in catalog.dimensions.values():
+    for dimension in (d for d in catalog.dimensions.values() if d.flat):
         prefix, exclusion = f"{dimension.name}=", f"{EXCLUDE}{dimension.name}="
         accepts = [t.removeprefix(prefix) for t in terms if t.startswith(prefix)]
         excluded = [t.removeprefix(exclusion) for t in terms if t.startswith(exclusion)]

@@ -2,11 +2,13 @@
 
 from manas._exceptions import (
     CatalogMismatch,
+    FoldFailed,
     IndexIncomplete,
     InvalidDocument,
     InvalidRequest,
     ManasError,
     ManasUnavailable,
+    NotServing,
     SegmentCorrupt,
     SegmentError,
     SegmentFormat,
@@ -14,11 +16,14 @@ from manas._exceptions import (
     UnusableCatalog,
 )
 from manas._manifest import Manifest
-from manas._ranking import PlannerLimits
+from manas._vector_files import VectorBuild
+from manas._vector_plan import Way
+from manas._vector_ranking import PlannerLimits
 from manas._view import Outcome
 from manas._writer import SegmentWriter
 from manas.api import Answer, Hit, SearchBackend
 from manas.bases import BaseInfo, current_base, list_bases, prune_bases, publish, rollback
+from manas.broker import Broker
 from manas.budgets import is_funded
 from manas.client import ManasClient
 from manas.index import Index
@@ -28,7 +33,9 @@ from manas.segment import Segment
 __all__ = [
     "Answer",
     "BaseInfo",
+    "Broker",
     "CatalogMismatch",
+    "FoldFailed",
     "Hit",
     "Index",
     "IndexIncomplete",
@@ -38,6 +45,7 @@ __all__ = [
     "ManasError",
     "ManasUnavailable",
     "Manifest",
+    "NotServing",
     "Outcome",
     "PlannerLimits",
     "SearchBackend",
@@ -48,6 +56,8 @@ __all__ = [
     "SegmentMissing",
     "SegmentWriter",
     "UnusableCatalog",
+    "VectorBuild",
+    "Way",
     "current_base",
     "is_funded",
     "list_bases",

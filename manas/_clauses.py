@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+Asked: TypeAlias = tuple[tuple[str, tuple[str | int, ...] | None], ...]
+"""What a request says to predicates: ("type:name" of a dimension, values), None for "*"; others it leaves out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -75,13 +78,51 @@ class HasVector:
 
 
 @dataclass(frozen=True, slots=True)
+class Meets:
+    """The document has no predicate, or one that holds for what the request says."""
+
+    field: str
+    asked: Asked
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """The document has no circles, or they take the request's position (degrees). None: the request has none."""
+
+    field: str
+    position: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """The document's point is no further than so many metres from a place (degrees)."""
+
+    field: str
+    lat: float
+    lon: float
+    metres: float
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """The document has no weekly hours, or they have the instant."""
+
+    field: str
+    at_us: int
+    zone: str | None
+    """Of the user: an IANA name, "*" to put no condition on hours in the user's zone, None where it is not said."""
+
+
+@dataclass(frozen=True, slots=True)
 class Is:
     """The document itself."""
 
     document_id: str
 
 
-Clause: TypeAlias = Term | Range | And | Or | Not | Targets | InSchedule | Funded | HasVector | Is
+Special: TypeAlias = Meets | Inside | Near | Runs
+"""What `_special` finds in a segment, and `_delta_targets` in the delta."""
+Clause: TypeAlias = Term | Range | And | Or | Not | Targets | InSchedule | Funded | HasVector | Is | Special
 
 
 @dataclass(frozen=True, slots=True)

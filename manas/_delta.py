@@ -6,6 +6,7 @@ A document keeps its slot when it is replaced, and only terms, numbers and vecto
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy.typing as npt
 from pyroaring import BitMap
 
 from catalog import ValueType
+from catalog.documents import decode_document
+from manas._columns import number_dtype
+from manas._delta_targets import DeltaTargets
 from manas._delta_vectors import DeltaVectors
 from manas._layer import Ids
 from manas._schema import DocumentSchema, PreparedDocument
-from manas._writer import GRAPH_FROM, number_dtype
 
 _NOTHING = BitMap()
 _FIRST_CAPACITY = 1024
@@ -39,19 +42,24 @@ class Delta:
 
     name = "delta"
 
-    def __init__(self, schema: DocumentSchema, *, graph_from: int = GRAPH_FROM) -> None:
+    def __init__(self, schema: DocumentSchema) -> None:
         self._schema = schema
         self.entries: dict[str, Entry] = {}
         self.live = BitMap()
+        self.bytes = 0
+        """Of the documents in it: what they take in memory is a small multiple."""
+        self.tombstones = 0
         self._documents: list[PreparedDocument | None] = []
         self._free: list[int] = []
         self._postings: dict[str, dict[str, BitMap]] = {name: defaultdict(BitMap) for name in schema.term_fields}
         self._numbers = {f.name: _Column(f.type) for f in schema.number_fields.values()}
-        self._vectors = {f.name: DeltaVectors(f.column.dims, graph_from) for f in schema.vector_fields.values()}
+        self._vectors = {f.name: DeltaVectors(f.column.dims) for f in schema.vector_fields.values()}
+        self.targets = DeltaTargets(schema)
 
     def upsert(self, document: PreparedDocument, entry: Entry) -> None:
         """Put a document in place of any earlier version; sets the entry's slot."""
         earlier = self.entries.get(document.document_id)
+        self.tombstones -= earlier is not None and earlier.slot < 0
         old: PreparedDocument | None = None
         if earlier is not None and earlier.slot >= 0:
             slot = earlier.slot
@@ -64,6 +72,7 @@ class Delta:
             for column in self._numbers.values():
                 column.reserve(slot)
         self._index(slot, old, document)
+        self.bytes += len(document.body) - (len(old.body) if old is not None else 0)
         self._documents[slot] = document
         self.live.add(slot)
         entry.slot = slot
@@ -72,18 +81,15 @@ class Delta:
     def delete(self, document_id: str, entry: Entry) -> None:
         """Put a tombstone in place of any earlier version and free its slot."""
         earlier = self.entries.get(document_id)
+        self.tombstones += earlier is None or earlier.slot >= 0
         if earlier is not None and earlier.slot >= 0:
             self._index(earlier.slot, self._documents[earlier.slot], None)
+            self.bytes -= len(self.body(earlier.slot))
             self._documents[earlier.slot] = None
             self.live.discard(earlier.slot)
             self._free.append(earlier.slot)
         entry.slot = -1
         self.entries[document_id] = entry
-
-    def tend(self) -> None:
-        """Do a bounded piece of upkeep of the graphs; call it once per batch."""
-        for vectors in self._vectors.values():
-            vectors.tend()
 
     def _index(self, slot: int, old: PreparedDocument | None, new: PreparedDocument | None) -> None:
         nothing: dict[str, Any] = {}
@@ -92,6 +98,7 @@ class Delta:
             before, after = old_terms.get(field, ()), new_terms.get(field, ())
             if before != after:
                 self._repost(self._postings[field], slot, before, after)
+        self.targets.set(slot, new)
         numbers = new.numbers if new else nothing
         for field, column in self._numbers.items():
             column.set(slot, numbers.get(field))
@@ -137,6 +144,11 @@ class Delta:
         """Return the canonical document."""
         return self._document(internal).body
 
+    def fields(self, internal: int, names: Sequence[str]) -> dict[str, Any]:
+        """Return some fields of a document, those that it has."""
+        values = decode_document(self._document(internal).body)
+        return {name: values[name] for name in names if name in values}
+
     def version(self, internal: int) -> int:
         """Return the document's version."""
         return self._document(internal).version
@@ -149,6 +161,18 @@ class Delta:
     def postings(self, field: str, term: str) -> BitMap:
         """Return the slots whose field has the term."""
         return self._postings[field].get(term, _NOTHING) if field in self._postings else _NOTHING
+
+    def payloads(self, field: str, term: str, ids: Ids) -> npt.NDArray[np.float64]:
+        """Return the payload that the term has with each of `ids` (1 without payloads), 0 where they lack it."""
+        result = np.zeros(len(ids))
+        holders = self.postings(field, term)
+        if field not in self._schema.payload_fields:
+            result[np.fromiter(map(holders.__contains__, ids.tolist()), bool, len(ids))] = 1.0
+            return result
+        for place, slot in enumerate(ids.tolist()):
+            if slot in holders:
+                result[place] = self._document(slot).payloads[field][term]
+        return result
 
     def document_frequency(self, field: str, term: str) -> int:
         """Return the size of the posting list."""
@@ -164,12 +188,13 @@ class Delta:
         column = self._numbers.get(field)
         return 0 if column is None else len(column.within(low, high))
 
-    def numbers(self, field: str, ids: Ids, default: float) -> npt.NDArray[np.float64]:
-        """Return the field's numbers of `ids`."""
+    def numbers(self, field: str, ids: Ids) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Return the field's numbers of `ids`, 0 where missing, and which are there."""
         column = self._numbers.get(field)
         if column is None:
-            return np.full(len(ids), default)
-        return np.where(column.present[ids], column.values[ids].astype(np.float64), default)
+            return np.zeros(len(ids)), np.zeros(len(ids), bool)
+        present = column.present[ids]
+        return np.where(present, column.values[ids].astype(np.float64), 0.0), present
 
     def vectors(self, field: str) -> DeltaVectors | None:
         """Return the vectors of a field."""

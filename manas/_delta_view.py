@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pyroaring import BitMap
 
 from catalog import Serving
-from catalog.targeting import accept_term, any_term, exclude_term
-from manas._clauses import And, Clause, Condition, Funded, HasVector, InSchedule, Is, Not, Or, Range, Targets, Term
+from catalog.targeting import ANY, accept_term, any_term, exclude_term
+from catalog.values import datetime_of
+from manas._bits import Words, words_of
+from manas._clauses import (
+    And,
+    Clause,
+    Condition,
+    Funded,
+    HasVector,
+    InSchedule,
+    Inside,
+    Is,
+    Meets,
+    Near,
+    Not,
+    Or,
+    Range,
+    Runs,
+    Special,
+    Targets,
+    Term,
+)
 from manas._delta import Delta
-from manas._layer import Candidates, id_array
+from manas._geo import cells_at
+from manas._layer import After, Boost, Candidates, Ids, id_array
+from manas._predicates import EVERY, request_terms
 from manas._schema import MICROS
+from manas._special import user_zone
 
 
 class DeltaView:
@@ -69,41 +93,74 @@ class DeltaView:
                 trace.append({**row, "matched": matched, "remaining": len(remaining)})
         return remaining
 
+    def matching(self, conditions: Sequence[Condition]) -> tuple[Words, int]:
+        """Return the live slots that satisfy all conditions as words, and their number."""
+        survivors = self.survive(conditions)
+        return words_of(id_array(survivors), self.layer.slots), len(survivors)
+
     def best(
         self,
         conditions: Sequence[Condition],
-        weights: Mapping[str, float],
+        boosts: Sequence[Boost],
         serving: Serving,
         limit: int,
         *,
         counting: bool = True,
         deadline: float | None = None,
+        after: After | None = None,
     ) -> Candidates:
         """Score all survivors and keep the best `limit` and whatever ties with the last of them.
 
         The delta is small: it is always counted, and never cut by the deadline.
         """
+        if not self.layer.live:  # nothing came since, or all of it is folded
+            return Candidates(np.empty(0, np.uint32), np.empty(0), 0, True, True, "score all 0 survivors")
         survivors = self.survive(conditions)
-        ids, layer = id_array(survivors), self.layer
-        if serving.bid is not None:
-            scores = layer.numbers(serving.bid, ids, 0.0) / MICROS
-        elif serving.score is not None:
-            scores = layer.numbers(serving.score, ids, 0.0)
-        else:
-            scores = np.ones(len(ids))
-        if serving.quality is not None:
-            scores = scores * layer.numbers(serving.quality, ids, 1.0)
-        if weights and serving.text is not None:
+        ids = id_array(survivors)
+        scores = self._static(serving, ids)
+        if boosts:
             bonus = np.zeros(len(ids))
-            for term in sorted(weights):
-                holders = id_array(layer.postings(serving.text, term) & survivors)
-                bonus[np.searchsorted(ids, holders)] += weights[term]
+            for boost in boosts:
+                holders = id_array(self.layer.postings(boost.field, boost.term) & survivors)
+                carried = self.layer.payloads(boost.field, boost.term, holders)
+                bonus[np.searchsorted(ids, holders)] += boost.weight * carried
             scores = scores + bonus
         matched = len(ids)
+        if after is not None:
+            behind = scores < after.score
+            tied = np.flatnonzero(scores == after.score)
+            if len(tied):
+                keys = self.layer.keys(ids[tied], int_keys=isinstance(after.key, int))
+                behind[tied] = keys > after.key
+            ids, scores = ids[behind], scores[behind]
         if limit and len(scores) > limit:
             keep = scores >= np.partition(scores, len(scores) - limit)[len(scores) - limit]
             ids, scores = ids[keep], scores[keep]
         return Candidates(ids, scores, matched, True, True, f"score all {matched} survivors")
+
+    def _static(self, serving: Serving, ids: Ids) -> npt.NDArray[np.float64]:
+        if serving.bid is not None:
+            scores = self.layer.numbers(serving.bid, ids)[0] / MICROS
+        elif serving.score is not None:
+            scores = self.layer.numbers(serving.score, ids)[0]
+        else:
+            scores = np.ones(len(ids))
+        if serving.quality is not None:
+            quality, has = self.layer.numbers(serving.quality, ids)
+            scores = scores * np.where(has, quality, 1.0)
+        return scores
+
+    def numbers(self, field: str, ids: Ids) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Return the field's numbers of `ids`, 0 where missing, and which are there."""
+        return self.layer.numbers(field, ids)
+
+    def payloads(self, field: str, term: str, ids: Ids) -> npt.NDArray[np.float64]:
+        """Return the payload that the term has with each of `ids` (1 without payloads), 0 where they lack it."""
+        return self.layer.payloads(field, term, ids)
+
+    def describe_term(self, field: str, term: str) -> dict[str, Any]:
+        """Return kind and length of a term's posting list, for `explain`."""
+        return {"kind": "roaring", "ids": self.layer.document_frequency(field, term)}
 
 
 def evaluate(clause: Clause, view: DeltaView) -> BitMap:
@@ -137,6 +194,28 @@ def evaluate(clause: Clause, view: DeltaView) -> BitMap:
         case Is(document_id):
             internal = layer.internal(document_id)
             return BitMap() if internal is None else BitMap([internal])
+        case Meets() | Inside() | Near() | Runs():
+            return special(clause, view)
+
+
+def special(clause: Special, view: DeltaView) -> BitMap:
+    """Return the slots that satisfy the clause of a special field."""
+    layer, targets = view.layer, view.layer.targets
+    unlimited = view.live - targets.holders(clause.field)
+    match clause:
+        case Meets(field, asked):
+            candidates = BitMap.union(*[layer.postings(field, term) for term in request_terms(asked)])
+            return unlimited | targets.meeting(field, candidates, asked)
+        case Inside(field, position):
+            if position is None:
+                return unlimited
+            cells = [EVERY, *cells_at(*position)]
+            candidates = BitMap.union(*[layer.postings(field, cell) for cell in cells])
+            return unlimited | targets.inside(field, candidates, *position)
+        case Near(field, lat, lon, metres):
+            return targets.near(field, lat, lon, metres)
+        case Runs(field, at_us, zone):
+            return unlimited | targets.running(field, datetime_of(at_us), user_zone(zone), browse=zone == ANY)
 
 
 def estimate(clause: Clause, view: DeltaView) -> int:
@@ -166,6 +245,10 @@ def estimate(clause: Clause, view: DeltaView) -> int:
             return len(store.ids) if store is not None else 0
         case Is():
             return 1
+        case Meets() | Inside() | Runs():
+            return len(view.live)
+        case Near(field):
+            return len(layer.targets.holders(field))
 
 
 def intersection(bitmaps: list[BitMap]) -> BitMap:

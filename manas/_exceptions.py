@@ -10,6 +10,8 @@ ManasError                    catch this to treat every failure of retrieval ali
 │   ├── SegmentFormat         written by another format version
 │   └── CatalogMismatch       a field is indexed otherwise than the catalogue says now: build a new base
 ├── IndexIncomplete           the log no longer has deltas that are needed: build a newer base
+├── FoldFailed                a delta could not be made a segment; tried again, and answers come from the delta
+├── NotServing                there is an index, and it refuses to answer; says why
 └── ManasUnavailable          the server cannot be reached in time
 """
 
@@ -58,6 +60,14 @@ class CatalogMismatch(SegmentError):
 
 class IndexIncomplete(ManasError):
     """Raised when deltas between the base and the oldest record kept in the log are gone."""
+
+
+class FoldFailed(ManasError):
+    """Raised when the process that folds ends without a result; the text has its last words."""
+
+
+class NotServing(ManasError):
+    """Raised while an index must not answer: it is starting, waits for a base, or has found its base damaged."""
 
 
 class ManasUnavailable(ManasError):

@@ -8,12 +8,29 @@ from typing import Any
 from catalog.documents import decode_document
 from catalog.targeting import EXCLUDE
 from catalog.values import datetime_of
-from manas._clauses import And, Clause, Funded, HasVector, InSchedule, Is, Not, Or, Range, Targets, Term
+from manas import _explain_special
+from manas._clauses import (
+    And,
+    Clause,
+    Funded,
+    HasVector,
+    InSchedule,
+    Inside,
+    Is,
+    Meets,
+    Near,
+    Not,
+    Or,
+    Range,
+    Runs,
+    Targets,
+    Term,
+)
 from manas._layer import LayerView
 from manas._ranking import Ranked
 from manas._request import Query
 from manas._view import View
-from manas.budgets import BudgetTable, is_funded
+from manas.budgets import BudgetTable, is_capped, is_funded
 
 
 def explain_ad(
@@ -34,20 +51,38 @@ def explain_ad(
             passes = layer.holds(condition.clause, internal)
             step = {"clause": condition.name, "passes": passes, "words": condition.words}
             step["evidence"] = _evidence(condition.clause, values, view, budgets)
-            if isinstance(condition.clause, And | Or | Not) and condition.name == "filter":
+            if condition.name == "frequency":
+                step["evidence"] = _frequency(values, view, budgets, query)[1]
+            elif isinstance(condition.clause, Meets):
+                step |= _explain_special.predicate_tree(condition.clause, values, view.schema)
+            elif condition.name == "filter":
                 step["tree"] = _tree(condition.clause, layer, internal, values)
             steps.append(step)
+        if query.seen and all(step["clause"] != "frequency" for step in steps):
+            capped, evidence = _frequency(values, view, budgets, query)
+            words = "is of none that the user has seen as often as its cap allows"
+            steps.append({"clause": "frequency", "passes": not capped, "words": words, "evidence": evidence})
         if all(step["passes"] for step in steps):
             found = [i for i, key in enumerate(everything.keys.tolist()) if str(key) == ad_id]
-            rank, score = found[0] + 1, float(everything.scores[found[0]])
-            steps.append(_ranking(rank, score, ad_id in hits, k, query))
+            if found:
+                rank, score = found[0] + 1, float(everything.scores[found[0]])
+                steps.append(_ranking(rank, score, ad_id in hits, k, query))
+            else:
+                steps.append(_left_out(len(everything.ids)))
     failed = next((s for s in steps if not s["passes"]), None)
     why = "it is in the answer" if failed is None else f"{failed['clause']}: {failed['evidence']}"
     return {"ad_id": ad_id, "in_answer": ad_id in hits, "why": why, "rank": rank, "score": score, "steps": steps}
 
 
+def _frequency(values: Mapping[str, Any], view: View, budgets: BudgetTable, query: Query) -> tuple[bool, str]:
+    name = view.schema.catalog.serving.budget_key or ""
+    key = str(values.get(name))
+    capped, why = is_capped(budgets.get(key), query.seen.get(key, {}))
+    return capped, f"{name} {key}: {why}"
+
+
 def _existence(view: View, ad_id: str) -> dict[str, Any]:
-    entry = view.delta.entries.get(ad_id)
+    entry = view.entry(ad_id)
     place = view.find(ad_id)
     if place is not None:
         layer, internal = place
@@ -57,6 +92,12 @@ def _existence(view: View, ad_id: str) -> dict[str, Any]:
     else:
         evidence = "neither base nor delta has a document of this id"
     return {"clause": "exists", "passes": place is not None, "words": "has a servable document", "evidence": evidence}
+
+
+def _left_out(candidates: int) -> dict[str, Any]:
+    words = "is among the candidates of the second phase"
+    evidence = f"its light score is not among the best {candidates}; a larger rerank looks at more"
+    return {"clause": "rerank", "passes": False, "words": words, "evidence": evidence}
 
 
 def _ranking(rank: int, score: float, included: bool, k: int, query: Query) -> dict[str, Any]:
@@ -87,6 +128,8 @@ def _evidence(clause: Clause, values: Mapping[str, Any], view: View, budgets: Bu
             return f"{field} is {_shown(values.get(field))}"
         case HasVector(field):
             return f"{field} is {'there' if field in values else 'missing'}"
+        case Meets() | Inside() | Near() | Runs():
+            return _explain_special.evidence(clause, values, view.schema)
         case Not(Is(document_id)):
             return f"asked for ads similar to {document_id}"
         case And(parts) | Or(parts):
@@ -109,6 +152,8 @@ def _tree(clause: Clause, view: LayerView, internal: int, values: Mapping[str, A
             node |= {"kind": "term", "field": field, "wanted": term, "has": _shown(values.get(field))}
         case Range(field, low, high):
             node |= {"kind": "range", "field": field, "wanted": [low, high], "has": _shown(values.get(field))}
+        case Near(field, lat, lon, metres):
+            node |= {"kind": "near", "field": field, "wanted": [lat, lon, metres], "has": _shown(values.get(field))}
     return node
 
 

@@ -7,7 +7,6 @@ them are replayed without latencies and without a second dead letter.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +14,12 @@ from typing import Any
 
 import structlog
 
-from manas._exceptions import IndexIncomplete, InvalidDocument, ManasError, SegmentError
-from manas._view import Outcome, View
-from manas.bases import current_base, list_bases
+from manas._exceptions import FoldFailed, IndexIncomplete, InvalidDocument
+from manas._folder import Folder
+from manas._loading import BATCH, Loaded, Loader, Positions, fold_files
+from manas._serving_settings import ServingSettings
+from manas._view import Outcome
 from manas.index import Index, PreparedDelta
-from manas.segment import Segment
 from messaging import dead_letters
 from messaging._exceptions import BadMessage, OffsetTrimmed
 from messaging.api import Log, OutRecord, Position, Record
@@ -30,14 +30,11 @@ from messaging.proto import adsindex_pb2 as pb
 from messaging.topics import BUDGETS, DELTAS
 
 GROUP = "manas"
-BATCH = 500
-"""Deltas applied under one hold of the lock: about 20 ms, which is as long as a search may have to wait."""
 _COMMIT_SECONDS = 1.0
 """A stored position costs a sync of the log; after a kill at most this much is counted twice."""
-_CHECK_BASE_SECONDS = 0.5
+_HOLD_SECONDS = 0.05
 
 _log = structlog.get_logger()
-Positions = dict[int, int]
 
 
 class Follower:
@@ -50,18 +47,22 @@ class Follower:
         index: Index,
         metrics: StageMetrics | None = None,
         on_applied: Callable[[Sequence[pb.Applied]], None] | None = None,
+        *,
+        settings: ServingSettings | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """Without `metrics` it only reads: no dead letters, no stored positions."""
-        self._base_dir, self._log, self._index = base_dir, log, index
+        """Without `metrics` it only reads: no dead letters, no stored positions. Without `settings` nothing is folded.
+
+        `beat` is called now and then while a start takes long.
+        """
+        self._log, self._index = log, index
         self._metrics, self._on_applied = metrics, on_applied
         self._positions: dict[str, Positions] = {DELTAS: {}, BUDGETS: {}}
         self._replayed_below: dict[str, Positions] = {DELTAS: {}, BUDGETS: {}}
         self._gaps: dict[int, str] = {}
-        self._problem = ""
-        self._refused: set[str] = set()
-        self._loading: threading.Thread | None = None
-        self._loaded: tuple[str, View | ManasError, Positions] | None = None
-        self._committed_at = self._checked_at = time.monotonic()
+        self._loader = Loader(base_dir, log, index, settings, self._count, beat)
+        self._folder: Folder | None = None
+        self._committed_at = time.monotonic()
         self._dirty = False
         index.describe = self.describe
 
@@ -69,35 +70,23 @@ class Follower:
         """Return positions and problems, for the index's stats."""
         return {
             "positions": {topic: dict(positions) for topic, positions in self._positions.items()},
-            "problem": self._problem,
             "gaps": list(self._gaps.values()),
-            "loading": self._loading is not None,
+            "folding": self._folder.describe() if self._folder is not None else None,
+            **self._loader.describe(),
         }
 
     def start(self) -> None:
-        """Load the current base, or failing that the newest earlier one that is whole, or start without one.
+        """Put the current base in service with the folded segments above it, or start without one.
 
-        Raises IndexIncomplete when the log no longer has the deltas that are needed; call again later.
+        Raises IndexIncomplete when the log no longer has the deltas that are needed, SegmentError when the base cannot
+        be used and the settings name no stand-in; call again later.
         """
-        current = current_base(self._base_dir)
-        versions = [] if current is None else [current]
-        versions += [b.version for b in reversed(list_bases(self._base_dir)) if current and b.version < current]
-        for version in versions:
-            try:
-                segment = Segment.open(self._base_dir / version)
-                view = self._index.new_view(segment, version)
-                positions = self._first_positions(segment)
-            except (SegmentError, IndexIncomplete) as error:
-                self._refuse(version, error)
-                continue
-            break
-        else:
-            view, positions = self._index.new_view(None), self._first_positions(None)
-        self._index.swap(view)
-        self._positions = {DELTAS: positions, BUDGETS: dict(self._log.start_offsets(BUDGETS))}
+        self._positions[BUDGETS] = dict(self._log.start_offsets(BUDGETS))
+        self._put(self._loader.first())
         self._replayed_below = {topic: dict(self._log.committed(GROUP, topic)) for topic in (DELTAS, BUDGETS)}
         if self._metrics is not None:
-            _log.info("manas.started", base=view.base_version, positions=self._positions, problem=self._problem)
+            base, problem = self._index.base_version, self._loader.problem
+            _log.info("manas.started", base=base, positions=self._positions, problem=problem)
 
     def catch_up(self, go_on: Callable[[], bool] = lambda: True) -> None:
         """Apply everything that is in the log now; gives up between two batches when `go_on` returns false."""
@@ -107,25 +96,43 @@ class Follower:
                 return
 
     def step(self) -> int:
-        """Apply one batch per partition and return how many records there were; look after the base now and then."""
+        """Apply one batch per partition and return how many records there were, at least 1 while there is other work;
+        look after folding and the base."""
         count = 0
         for topic, apply in ((BUDGETS, self._budgets), (DELTAS, self._deltas)):
             for partition in self._positions[topic]:
-                records = self._read(topic, partition)
+                most = BATCH
+                if topic == DELTAS and self._folder is not None and (most := min(BATCH, self._folder.room())) == 0:
+                    count += self._hold()
+                    break
+                records = self._read(topic, partition, most)
                 if records:
                     apply(partition, records)
                     self._positions[topic][partition] = records[-1].offset + 1
                     count += len(records)
         self._dirty = self._dirty or count > 0
-        now = time.monotonic()
-        if now - self._committed_at >= _COMMIT_SECONDS:
+        if self._fold():
+            count = max(count, 1)
+        if time.monotonic() - self._committed_at >= _COMMIT_SECONDS:
             self.commit()
-        if self._loaded is not None:
-            self._finish_load(self._loaded)
-        elif now - self._checked_at >= _CHECK_BASE_SECONDS:
-            self._checked_at = now
-            self._check_base()
+        loaded = self._loader.tick(self._positions[DELTAS])
+        if loaded is not None:
+            self._finish_load(loaded)
         return count
+
+    def _hold(self) -> int:
+        """Let a folding get on instead of applying more than memory is declared for."""
+        if self._folder is None or self._index.refusal:
+            return 0
+        self._count("held_for_folding")
+        self._folder.wait(_HOLD_SECONDS)
+        return 1
+
+    def close(self) -> None:
+        """Stop folding and verifying; safe to call twice."""
+        if self._folder is not None:
+            self._folder.close()
+        self._loader.close()
 
     def wait(self, timeout_s: float) -> None:
         """Block until the log has more, or `timeout_s` passes."""
@@ -149,17 +156,19 @@ class Follower:
 
     # ---- records ----
 
-    def _read(self, topic: str, partition: int) -> list[Record]:
+    def _read(self, topic: str, partition: int, most: int) -> list[Record]:
         position = self._positions[topic][partition]
         if topic == DELTAS and partition in self._gaps:
             return []
         try:
-            return self._log.read(topic, partition, position, BATCH)
+            return self._log.read(topic, partition, position, most)
         except OffsetTrimmed as error:
             if topic == BUDGETS:  # compacted: the newest state of every campaign is still there
                 self._positions[topic][partition] = error.oldest
-                return self._log.read(topic, partition, error.oldest, BATCH)
+                return self._log.read(topic, partition, error.oldest, most)
             self._gaps[partition] = str(error)
+            gaps = "; ".join(self._gaps.values())
+            self._index.caveat = f"deltas are missing until a newer base is published: {gaps}"
             self._count("gap")
             _log.error("manas.gap", partition=partition, error=str(error))
             return []
@@ -171,6 +180,8 @@ class Follower:
             delta = pb.DocumentDelta()
             try:
                 delta = dead_letters.parse(pb.DocumentDelta, record)
+                if not self._index.shard.has(delta.document_id):
+                    continue
                 batches[record.offset >= below].append((delta, self._index.prepare(delta)))
             except (BadMessage, InvalidDocument) as error:
                 self._dead_letter(record, error, delta.header, delta.document_id, "DocumentDelta")
@@ -242,88 +253,43 @@ class Follower:
 
     # ---- bases ----
 
-    def _first_positions(self, segment: Segment | None) -> Positions:
-        """Return where to read from with this base. Raises IndexIncomplete when that is no longer in the log."""
-        wanted = segment.manifest.delta_positions if segment is not None else {}
-        positions = {}
-        for partition, oldest in self._log.start_offsets(DELTAS).items():
-            positions[partition] = wanted.get(partition, 0)
-            if positions[partition] < oldest:
-                raise IndexIncomplete(
-                    f"{DELTAS}[{partition}]: deltas from offset {positions[partition]} are needed, the oldest kept is "
-                    f"{oldest}; build a newer base index"
-                )
-        return positions
+    def _put(self, loaded: Loaded) -> None:
+        """Put a base in service with what came since."""
+        if self._folder is not None:
+            self._folder.close()
+        self._index.swap(loaded.view)
+        self._positions[DELTAS] = loaded.positions
+        self._folder = loaded.folder
+        self._gaps.clear()
+        self._index.caveat = ""
+        self._loader.in_service(loaded)
 
-    def _check_base(self) -> None:
-        version = current_base(self._base_dir)
-        if version is None or self._loading is not None:
-            return
-        if version == self._index.base_version:
-            self._problem = ""
-            self._refused.clear()
-        elif version not in self._refused:
-            target = dict(self._positions[DELTAS])
-            self._loading = threading.Thread(target=self._load, args=(version, target), name="manas-base", daemon=True)
-            self._loading.start()
-
-    def _load(self, version: str, target: Positions) -> None:
-        """Open a base and replay the deltas after it, aside; runs in a thread of its own and hands over `_loaded`."""
-        try:
-            segment = Segment.open(self._base_dir / version)
-            view = self._index.new_view(segment, version)
-            positions = self._first_positions(segment)
-            self._replay(view, positions, target)
-            self._loaded = (version, view, positions)
-        except OffsetTrimmed as error:
-            self._loaded = (version, IndexIncomplete(str(error)), {})
-        except ManasError as error:
-            self._loaded = (version, error, {})
-        except Exception as error:
-            self._loaded = (version, ManasError(f"loading failed with {type(error).__name__}: {error}"), {})
-            raise
-
-    def _finish_load(self, loaded: tuple[str, View | ManasError, Positions]) -> None:
+    def _finish_load(self, loaded: Loaded) -> None:
         """Catch up the last records and swap, or note why not; the old base then stays."""
-        (version, view, positions), self._loaded, self._loading = loaded, None, None
-        if isinstance(view, View):
-            try:
-                self._replay(view, positions, self._positions[DELTAS])
-            except OffsetTrimmed as error:
-                view = IndexIncomplete(str(error))
-        if isinstance(view, ManasError):
-            self._refuse(version, view)
+        try:
+            self._loader.replay(loaded, self._positions[DELTAS])
+        except (IndexIncomplete, FoldFailed) as error:
+            self._loader.reject(loaded, error)
             return
         before = self._index.base_version
-        self._index.swap(view)
-        self._positions[DELTAS] = positions
-        self._gaps.clear()
-        self._refused.clear()
-        self._problem = ""
+        self._put(loaded)
         self._count("base_swapped")
-        _log.info("manas.base_swapped", base=version, before=before, documents=view.documents())
+        _log.info("manas.base_swapped", base=loaded.version, before=before, documents=loaded.view.documents())
 
-    def _replay(self, view: View, positions: Positions, target: Positions) -> None:
-        """Apply records up to `target` to a view that is not in service; moves `positions` along."""
-        for partition, end in target.items():
-            while positions.setdefault(partition, 0) < end:
-                records = self._log.read(DELTAS, partition, positions[partition], BATCH)
-                prepared = []
-                for record in (r for r in records if r.offset < end):
-                    try:
-                        prepared.append(self._index.prepare(dead_letters.parse(pb.DocumentDelta, record)))
-                    except (BadMessage, InvalidDocument):
-                        self._count("replay_skipped")  # became a dead letter when it was first read
-                self._index.apply(prepared, view)
-                positions[partition] = min(end, records[-1].offset + 1) if records else end
-
-    def _refuse(self, version: str, error: ManasError) -> None:
-        self._problem = f"base {version} is refused: {error}"
-        if version in self._refused:  # a start that is tried again; said already
-            return
-        self._refused.add(version)
-        self._count("base_refused")
-        _log.error("manas.base_refused", base=version, error=str(error))
+    def _fold(self) -> bool:
+        """Go on with a folding; return whether there is more to do at once."""
+        folder = self._folder
+        if folder is None:
+            return False
+        if self._index.refusal:  # nothing more is made of files that may be damaged
+            folder.close()
+            return False
+        more = folder.step(self._positions[DELTAS])
+        if folder.fresh:
+            self._loader.verifier.add(fold_files(folder.fresh))
+            folder.fresh.clear()
+            self._count("folded")
+        return more
 
 
 def _applied(delta: pb.DocumentDelta, answerable_us: int) -> pb.Applied:

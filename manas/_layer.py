@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
 from catalog import Serving
-from manas._schema import Floats
 
 if TYPE_CHECKING:
+    from manas._bits import Words
     from manas._clauses import Clause, Condition
+    from manas._vector_store import VectorStore
 
 Ids = npt.NDArray[np.uint32]
-
-
-class VectorStore(Protocol):
-    """Vectors of one field of one layer, at length 1."""
-
-    ids: BitMap
-    """Internal ids that have a vector."""
-    graphed: BitMap
-    """Those among them that the graph finds; the rest is scanned."""
-
-    def gather(self, ids: Ids) -> Floats:
-        """Return the vectors of `ids`, which all must have one, as rows."""
-
-    def walk(self, query: Floats, count: int) -> Ids:
-        """Return about `count` internal ids nearest to `query` by the graph."""
 
 
 class Layer(Protocol):
@@ -51,11 +37,29 @@ class Layer(Protocol):
     def body(self, internal: int) -> bytes:
         """Return the canonical document."""
 
+    def fields(self, internal: int, names: Sequence[str]) -> dict[str, Any]:
+        """Return some fields of a document, those that it has; reads only the families that they are in."""
+
     def version(self, internal: int) -> int:
         """Return the document's version; 0 when the layer does not know the id."""
 
     def vectors(self, field: str) -> VectorStore | None:
         """Return the vectors of a field, None when the layer has none."""
+
+
+class After(NamedTuple):
+    """The last hit of a page: its score and its key."""
+
+    score: float
+    key: int | str
+
+
+class Boost(NamedTuple):
+    """A term that adds weight x payload (1 without payloads) to the light score of the documents that have it."""
+
+    field: str
+    term: str
+    weight: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +102,34 @@ class LayerView(Protocol):
     def survive(self, conditions: Sequence[Condition], trace: list[dict[str, Any]] | None = None) -> BitMap:
         """Return the live ids that satisfy all conditions; `trace` receives a row per condition, cheapest first."""
 
+    def matching(self, conditions: Sequence[Condition]) -> tuple[Words, int]:
+        """Return the live ids that satisfy all conditions as words of a bitmap, and their number."""
+
     def best(
         self,
         conditions: Sequence[Condition],
-        weights: Mapping[str, float],
+        boosts: Sequence[Boost],
         serving: Serving,
         limit: int,
         *,
         counting: bool = True,
         deadline: float | None = None,
+        after: After | None = None,
     ) -> Candidates:
         """Return the best `limit` ids (0: all) by light score, ties undecided by the smaller document id included.
 
-        `weights` are added to the score of documents whose text has the word. Without `counting` the run stops as
-        soon as nothing better can come. `deadline` is a time of the monotonic clock.
+        Without `counting` the run stops as soon as nothing better can come. `deadline` is a time of the monotonic
+        clock. With `after`, only what ranks behind it.
         """
+
+    def numbers(self, field: str, ids: Ids) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Return the field's numbers of `ids`, 0 where missing, and which are there."""
+
+    def payloads(self, field: str, term: str, ids: Ids) -> npt.NDArray[np.float64]:
+        """Return the payload that the term has with each of `ids` (1 without payloads), 0 where they lack it."""
+
+    def describe_term(self, field: str, term: str) -> dict[str, Any]:
+        """Return kind, length and bytes of a term's posting list, for `explain`."""
 
 
 def id_array(bitmap: BitMap) -> Ids:

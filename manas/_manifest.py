@@ -12,7 +12,7 @@ import msgspec
 
 from manas._exceptions import SegmentCorrupt, SegmentFormat, SegmentMissing
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
 
@@ -30,6 +30,10 @@ class FieldFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     index: str
     type: str
     dims: int = 0
+    payload: str = ""
+    """Field that its postings' payloads come from."""
+    family: str = "body"
+    """Family of the forward index that has it."""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,7 +54,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Field -> share of documents that have it, 0..1."""
     fields: dict[str, FieldFormat]
     postings: dict[str, int]
-    """Number and bytes of dense and of split posting lists."""
+    """Number and bytes of dense and of split posting lists, bytes of their payloads and of the payloads' bounds."""
+    postings_by_field: dict[str, dict[str, int]]
+    """The same for each field."""
     files: dict[str, FileEntry]
     created_at: str
     """ISO time, UTC."""

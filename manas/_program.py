@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,30 @@ import numpy.typing as npt
 from catalog.targeting import accept_term, any_term, exclude_term
 from manas import kernels
 from manas._bits import Words, ids_of
-from manas._clauses import And, Clause, Funded, HasVector, InSchedule, Is, Not, Or, Range, Targets, Term
-from manas._layer import Ids
+from manas._clauses import (
+    And,
+    Clause,
+    Funded,
+    HasVector,
+    InSchedule,
+    Inside,
+    Is,
+    Meets,
+    Near,
+    Not,
+    Or,
+    Range,
+    Runs,
+    Special,
+    Targets,
+    Term,
+)
+from manas._layer import Boost, Ids
 from manas.kernels.layout import BLOCK_IDS, BLOCK_WORDS, Bonus, Code, Op, Param
+
+if TYPE_CHECKING:
+    from manas._predicates import Bench
+    from manas._special import Found
 
 _DRIVE_BELOW = 1 / 64
 """Short lists drive while they hold less than this share of the ids: with more, most blocks have one of them anyway."""
@@ -35,14 +56,32 @@ _DEPTH = 40
 
 
 @dataclass(frozen=True, slots=True)
+class Payloads:
+    """The numbers that a posting list carries: one for each id, aligned with the ids in ascending order."""
+
+    values: npt.NDArray[np.float32]
+    bounds: npt.NDArray[np.float32]
+    """The largest of each block (dense list) or of each BOUND_IDS ids (split list)."""
+    suffix: npt.NDArray[np.float32]
+    """The largest from there on."""
+    ranks: Ids | None
+    """Of a dense list: how many of its ids come before each block."""
+
+    @classmethod
+    def of(cls, values: npt.NDArray[np.float32], bounds: npt.NDArray[np.float32], ranks: Ids | None = None) -> Payloads:
+        """Compute the suffix maxima."""
+        return cls(values, bounds, np.maximum.accumulate(bounds[::-1])[::-1].copy(), ranks)
+
+
+@dataclass(frozen=True, slots=True)
 class Posting:
-    """A posting list in memory or mapped: `dense` words, or ascending `split` ids; `payload` by id or by place."""
+    """A posting list in memory or mapped: `dense` words, or ascending `split` ids, and perhaps payloads."""
 
     count: int
     address: int
     dense: Words | None = None
     split: Ids | None = None
-    payload: npt.NDArray[np.float32] | None = None
+    payloads: Payloads | None = None
 
     @property
     def ids(self) -> Ids:
@@ -55,6 +94,36 @@ class Posting:
     def of(cls, ids: Ids) -> Posting:
         """Return a split list of ascending ids."""
         return cls(len(ids), ids.ctypes.data, split=ids)
+
+    def payloads_of(self, ids: Ids) -> npt.NDArray[np.float64]:
+        """Return the payload of each of `ids` (in any order): 0 where the list does not have it, 1 without payloads."""
+        if self.dense is not None:
+            words, bits = self.dense[ids >> np.uint32(6)], (ids & np.uint32(63)).astype(np.uint64)
+            has: npt.NDArray[np.bool_] = (words >> bits) & np.uint64(1) != 0
+            if self.payloads is None or self.payloads.ranks is None:
+                return has.astype(np.float64)
+            found = ids[has]
+            blocks = found // np.uint32(BLOCK_IDS)
+            places = self.payloads.ranks[blocks].astype(np.int64)
+            # Within the block: the whole words before the id's own, and the bits before it.
+            own = self.dense.reshape(-1, BLOCK_WORDS)[blocks]
+            word = (found >> np.uint32(6)) & np.uint32(BLOCK_WORDS - 1)
+            earlier = np.arange(BLOCK_WORDS, dtype=np.uint32) < word[:, None]
+            places += (np.bitwise_count(own) * earlier).sum(axis=1, dtype=np.int64)
+            below = (np.uint64(1) << bits[has]) - np.uint64(1)
+            places += np.bitwise_count(words[has] & below)
+        else:
+            own_ids = self.ids
+            at = np.searchsorted(own_ids, ids)
+            has = np.zeros(len(ids), bool)
+            inside = at < len(own_ids)
+            has[inside] = own_ids[at[inside]] == ids[inside]
+            if self.payloads is None:
+                return has.astype(np.float64)
+            places = at[has]
+        result = np.zeros(len(ids))
+        result[has] = self.payloads.values[places]
+        return result
 
 
 class Source(Protocol):
@@ -84,6 +153,9 @@ class Source(Protocol):
 
     def internal(self, document_id: str) -> int | None:
         """Return the internal id of a document."""
+
+    def special(self, clause: Special) -> Found:
+        """Return the lists of a predicate, circles, points or weekly hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +220,18 @@ class _Compiler:
         wide = [place for _, place in ranked if self._is_wide(parts[place])]
         rest = [place for _, place in ranked if not self._is_wide(parts[place])]
         drivers: list[tuple[int, int, int]] = []
+        benches: list[Bench] = []
         started = False
         for order, place in enumerate(rest):
             part = parts[place]
             if not started:
                 before = len(self._rows)
-                self._push(part)
+                self._push(part, benches)
                 if order == 0:
                     drivers = self._driving(before)
                 started = True
             else:
-                self._and(part)
+                self._and(part, benches)
             self._emit(Op.IF_EMPTY, -1)
         if not started:
             self._words(Op.PUSH_DENSE, source.live)
@@ -167,6 +240,9 @@ class _Compiler:
         for place in wide:
             self._emit(Op.IF_EMPTY, -1)
             self._and_range(parts[place])
+        for bench in benches:  # dearest of all, so only what has passed everything else is judged
+            self._emit(Op.IF_EMPTY, -1)
+            self._judge(bench)
         end = len(self._rows)
         code = np.array(self._rows, np.int64).reshape(-1, Code.WIDTH)
         code[(code[:, 0] == Op.IF_EMPTY) & (code[:, 1] == -1), 1] = end
@@ -216,7 +292,11 @@ class _Compiler:
         if first:
             self._emit(Op.PUSH_NONE)
 
-    def _and(self, clause: Clause) -> None:
+    def _judge(self, bench: Bench) -> None:
+        self._keep.append(bench)
+        self._emit(Op.AND_PREDICATE, bench.address)
+
+    def _and(self, clause: Clause, later: list[Bench] | None = None) -> None:
         """Join a part to what is on the stack."""
         match clause:
             case Not(Term(name, term)):
@@ -235,10 +315,11 @@ class _Compiler:
             case HasVector(name):
                 self._words(Op.AND_DENSE, self._source.with_vector(name))
             case _:
-                self._push(clause)
+                self._push(clause, later)
                 self._emit(Op.AND)
 
-    def _push(self, clause: Clause) -> None:
+    def _push(self, clause: Clause, later: list[Bench] | None = None) -> None:
+        """Push what satisfies a part; with `later`, what is to be judged at the end goes there."""
         source = self._source
         match clause:
             case Term(name, term):
@@ -269,6 +350,14 @@ class _Compiler:
             case Is(document_id):
                 internal = source.internal(document_id)
                 self._or([None if internal is None else _single(internal)])
+            case Meets() | Inside() | Near() | Runs():
+                found = source.special(clause)
+                self._or(found.postings)
+                if found.bench is not None:
+                    if later is None:
+                        self._judge(found.bench)
+                    else:
+                        later.append(found.bench)
 
     def _push_or(self, parts: Sequence[Clause]) -> None:
         terms = [part for part in parts if isinstance(part, Term)]
@@ -341,6 +430,8 @@ def estimate_ids(source: Source, clause: Clause) -> int:
             return 1
         case Not(part):
             return max(0, source.count - estimate_ids(source, part))
+        case Meets() | Inside() | Near() | Runs():
+            return source.special(clause).estimate
     return source.count
 
 
@@ -361,10 +452,12 @@ class Runner:
         *,
         counting: bool,
         deadline: float | None = None,
+        after: tuple[float, int] | None = None,
     ) -> Best:
-        """Return the best `k` > 0 by static score plus the weights of the bonus lists an id is in.
+        """Return the best `k` > 0 by static score plus weight x payload of the bonus lists an id is in.
 
-        `deadline` is a time of the monotonic clock; what was found until then is returned as not complete.
+        `deadline` is a time of the monotonic clock; what was found until then is returned as not complete. Only what
+        ranks behind `after` (score, tie key) is returned, if given; all matches are counted nevertheless.
         """
         p, cursors = self._parameters(program, scores.blocks)
         p[Param.STATIC], p[Param.TIES] = scores.values.ctypes.data, scores.ties.ctypes.data
@@ -375,18 +468,25 @@ class Runner:
         p[Param.HEAP_SCORES], p[Param.HEAP_TIES] = heap_scores.ctypes.data, heap_ties.ctypes.data
         p[Param.HEAP_IDS] = heap_ids.ctypes.data
         table = np.zeros((len(bonuses), Bonus.WIDTH), np.int64)
-        bound = 0.0
         for row, (posting, weight) in zip(table, bonuses, strict=True):
             row[Bonus.DENSE], row[Bonus.ADDRESS] = posting.dense is not None, posting.address
             row[Bonus.COUNT], row[Bonus.WEIGHT] = posting.count, _float_bits(weight)
-            row[Bonus.PAYLOAD] = 0 if posting.payload is None else posting.payload.ctypes.data
-            bound += weight * (1.0 if posting.payload is None else float(posting.payload.max(initial=0.0)))
+            if (payloads := posting.payloads) is not None:
+                row[Bonus.PAYLOAD], row[Bonus.BOUNDS] = payloads.values.ctypes.data, payloads.bounds.ctypes.data
+                row[Bonus.SUFFIX] = payloads.suffix.ctypes.data
+                row[Bonus.RANKS] = 0 if payloads.ranks is None else payloads.ranks.ctypes.data
         p[Param.BONUSES], p[Param.BONUS_TABLE] = len(bonuses), table.ctypes.data
-        p[Param.BONUS_BUFFER], p[Param.BONUS_BOUND] = self._bonus_buffer.ctypes.data, _float_bits(_rounded_up(bound))
+        p[Param.BONUS_BUFFER] = self._bonus_buffer.ctypes.data
+        skipped = 0
+        if after is not None:
+            p[Param.AFTER], p[Param.AFTER_SCORE], p[Param.AFTER_TIE] = 1, _float_bits(after[0]), after[1]
+            if scores.ordered and not bonuses and not counting:
+                # Ids follow the score: whatever comes before this block ranks before `after`.
+                skipped = p[Param.BLOCK] = scores.first_below(after[0])
         complete = self._run(self._kernels.top_k, p, scores.blocks, deadline)
         size = int(p[Param.HEAP_SIZE])
         order = np.lexsort((heap_ties[:size], -heap_scores[:size]))
-        counted = complete and (bool(counting) or (not p[Param.STOPPED] and size < k))
+        counted = complete and (bool(counting) or (not p[Param.STOPPED] and size < k and not skipped))
         del cursors
         return Best(
             heap_ids[:size][order].astype(np.uint32),
@@ -448,6 +548,10 @@ class StaticScores:
         """Number of blocks."""
         return len(self.block_max)
 
+    def first_below(self, score: float) -> int:
+        """Return a block before which no score is `score` or below; for ordered scores only."""
+        return max(0, int(np.searchsorted(-self.block_max, -score, side="left")) - 1)
+
     @classmethod
     def of(cls, values: npt.NDArray[np.float64], ties: npt.NDArray[np.int64], *, ordered: bool) -> StaticScores:
         """Compute the bounds. Both arrays are padded to whole blocks, scores with -inf."""
@@ -456,12 +560,12 @@ class StaticScores:
         return cls(values, ties, block_max, suffix, ordered)
 
 
-def bonus_lists(source: Source, name: str, weights: Mapping[str, float]) -> list[tuple[Posting, float]]:
-    """Return the posting lists of weighted terms in the order in which weights are added up."""
+def bonus_lists(source: Source, boosts: Sequence[Boost]) -> list[tuple[Posting, float]]:
+    """Return the posting lists of weighted terms in the order in which their weights are added up."""
     lists = []
-    for term in sorted(weights):
-        if (posting := source.posting(name, term)) is not None:
-            lists.append((posting, weights[term]))
+    for boost in boosts:
+        if (posting := source.posting(boost.field, boost.term)) is not None:
+            lists.append((posting, boost.weight))
     return lists
 
 
@@ -471,8 +575,3 @@ def _single(internal: int) -> Posting:
 
 def _float_bits(value: float) -> int:
     return int(struct.unpack("<q", struct.pack("<d", value))[0])
-
-
-def _rounded_up(bound: float) -> float:
-    """Return the bound with room for the rounding of sums in another order."""
-    return bound * (1 + 1e-12)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from catalog import Catalog, Destination, Dimension, Field, ValueType
-from catalog.targeting import ANY
 from catalog.text import unique_terms
 from catalog.values import datetime_of, micros_of
 from manas._clauses import And, Clause, Condition, Funded, HasVector, InSchedule, Is, Not, Or, Range, Targets, Term
 from manas._exceptions import InvalidDocument, InvalidRequest, UnusableCatalog
 from manas._schema import INT64_MAX, INT64_MIN, MICROS, DocumentSchema, Floats, normalized, term_of
+from manas._scoring_request import NO_SCORING, Scoring, ScoringParser
+from manas._special_request import SpecialParser, near, values_of
+from manas.budgets import Seen
 from messaging.headers import now_us
 
 MAX_DEPTH, MAX_NODES = 32, 1_000
@@ -36,6 +38,11 @@ class Query:
     vector: Floats | None = None
     similar_to: str | None = None
     max_per_group: int | None = None
+    scoring: Scoring = NO_SCORING
+    vector_field: str | None = None
+    """The field that `vector` or `similar_to` is about, None when nothing was said of neighbours."""
+    seen: Seen = field(default_factory=dict)
+    """What the user has seen of each campaign."""
 
 
 class RequestParser:
@@ -46,13 +53,20 @@ class RequestParser:
         self._schema = schema
         self._catalog: Catalog = schema.catalog
         serving = self._catalog.serving
-        own = {"at": True, "filter": True, "text": serving.text, "price": serving.price, "vector": serving.vector}
-        own |= {"similar_to": serving.vector, "max_per_advertiser": serving.diversity}
+        own = {"at": True, "filter": True, "text": serving.text, "price": serving.price}
+        own |= {"vector": bool(schema.vector_fields), "similar_to": bool(schema.vector_fields)}
+        own |= {"max_per_advertiser": serving.diversity}
+        own |= {"vector_field": bool(schema.vector_fields)}
+        own |= dict.fromkeys(ScoringParser.keys, True)
+        self._special = SpecialParser(schema)
+        own |= self._special.keys
+        self._scoring = ScoringParser(schema)
         clash = own.keys() & self._catalog.dimensions.keys()
         if clash:
             raise UnusableCatalog(f"dimensions {sorted(clash)} are named like keys that every request has; rename them")
-        self._dimensions = dict(self._catalog.dimensions) if serving.targeting is not None else {}
-        self._keys = sorted([key for key, usable in own.items() if usable] + list(self._dimensions))
+        self._flat = [d for d in self._catalog.dimensions.values() if d.flat and serving.targeting is not None]
+        known = list(self._catalog.dimensions) if serving.predicate is not None else [d.name for d in self._flat]
+        self._keys = sorted([key for key, usable in own.items() if usable] + known)
 
     def parse(self, request: Mapping[str, Any]) -> Query:
         """Check and compile a request. Raises InvalidRequest naming the key."""
@@ -64,15 +78,18 @@ class RequestParser:
         if "vector" in request and "similar_to" in request:
             raise InvalidRequest("give either vector or similar_to, not both")
         serving = self._catalog.serving
-        at_us = _time(request["at"], "at") if "at" in request else now_us()
+        scoring = self._scoring.parse(request)
+        now = now_us() if scoring.page is None or not scoring.page.at_us else scoring.page.at_us
+        at_us = _time(request["at"], "at") if "at" in request else now
         conditions: list[Condition] = []
         if serving.starts is not None or serving.ends is not None:
             schedule = InSchedule(serving.starts or "", serving.ends or "", at_us)
             conditions.append(Condition("schedule", schedule, f"runs at {datetime_of(at_us)}"))
         if serving.budget_key is not None:
             conditions.append(Condition("budget", Funded(), "has budget left"))
-        for dimension in self._dimensions.values():
+        for dimension in self._flat:
             conditions += self._targeting(dimension, request.get(dimension.name))
+        conditions += self._special.conditions(request, at_us)
         if "price" in request:
             conditions.append(self._price(request["price"]))
         terms: tuple[str, ...] = ()
@@ -83,33 +100,23 @@ class RequestParser:
         if "filter" in request:
             tree = _Tree(self._schema).clause(request["filter"])
             conditions.append(Condition("filter", tree, "satisfies the filter"))
-        vector, similar_to = None, None
-        if serving.vector is not None and ("vector" in request or "similar_to" in request):
-            conditions.append(Condition("vector", HasVector(serving.vector), f"has a value of {serving.vector}"))
+        vector, similar_to, vector_field = None, None, self._vector_field(request)
+        if vector_field is not None:
+            conditions.append(Condition("vector", HasVector(vector_field), f"has a value of {vector_field}"))
             if "vector" in request:
-                vector = self._vector(request["vector"], self._catalog.fields[serving.vector])
+                vector = self._vector(request["vector"], self._catalog.fields[vector_field])
             else:
                 similar_to = self._document_id(request["similar_to"])
                 words = f"is not {similar_to} itself"
                 conditions.append(Condition("other", Not(Is(similar_to)), words))
-        return Query(tuple(conditions), at_us, terms, vector, similar_to, self._max_per_group(request))
+        most = self._max_per_group(request)
+        seen = self._special.seen(request)
+        return Query(tuple(conditions), at_us, terms, vector, similar_to, most, scoring, vector_field, seen)
 
     def _targeting(self, dimension: Dimension, value: Any) -> list[Condition]:
-        if value == ANY:
+        name, values = dimension.name, values_of(dimension, value)
+        if values is None:
             return []
-        name = dimension.name
-        values: tuple[str | int, ...] = ()
-        if value is not None:
-            given = value if isinstance(value, list) else [value]
-            if isinstance(value, list) and not dimension.multi:
-                raise InvalidRequest(f"{name}: takes one value, got a list")
-            wanted = int if dimension.type is ValueType.INT else str
-            for item in given:
-                if not isinstance(item, wanted) or isinstance(item, bool):
-                    raise InvalidRequest(f"{name}: values are {dimension.type.value}, got {_shown(item)}")
-                if dimension.values and str(item) not in dimension.values:
-                    raise InvalidRequest(f"{name}: {item!r} is none of {', '.join(dimension.values)}")
-            values = tuple(dict.fromkeys(given))
         said = f"accepts {name} {', '.join(map(str, values))}" if values else f"does not care about {name} (not given)"
         field = self._catalog.serving.targeting or ""
         return [Condition(f"targeting:{name}", Targets(field, name, values), said)]
@@ -138,6 +145,20 @@ class RequestParser:
         if not terms:
             raise InvalidRequest(f"text: {value[:60]!r} has no words; leave the key out to search without text")
         return terms
+
+    def _vector_field(self, request: Mapping[str, Any]) -> str | None:
+        """Return the field whose neighbours are wanted, None for no neighbours."""
+        wanted, neighbours = request.get("vector_field"), "vector" in request or "similar_to" in request
+        known = ", ".join(sorted(self._schema.vector_fields))
+        if "vector_field" in request:
+            if not isinstance(wanted, str) or wanted not in self._schema.vector_fields:
+                raise InvalidRequest(f"vector_field: one of {known}, got {_shown(wanted)}")
+            if not neighbours:
+                raise InvalidRequest("vector_field: give vector or similar_to with it")
+            return wanted
+        if neighbours and self._catalog.serving.vector is None:
+            raise InvalidRequest(f"vector_field: say which of {known}")
+        return self._catalog.serving.vector if neighbours else None
 
     def _vector(self, value: Any, field: Field) -> Floats:
         dims = field.column.dims
@@ -174,7 +195,7 @@ class _Tree:
         self._nodes += 1
         if depth > MAX_DEPTH or self._nodes > MAX_NODES:
             raise InvalidRequest(f"filter: deeper than {MAX_DEPTH} or more than {MAX_NODES} nodes; simplify it")
-        kinds = ("and", "or", "not", "term", "range")
+        kinds = ("and", "or", "not", "term", "range", "near")
         if not isinstance(node, Mapping) or len(node) != 1 or next(iter(node)) not in kinds:
             raise InvalidRequest(
                 f"filter: a node is an object with one key out of {', '.join(kinds)}, got {_shown(node)}"
@@ -190,11 +211,20 @@ class _Tree:
                 return Not(self.clause(value, depth + 1))
             case "term":
                 return self._term(value)
+            case "near":
+                return self._near(value)
         return self._range(value)
+
+    def _near(self, value: Any) -> Clause:
+        if not isinstance(value, Mapping):
+            raise InvalidRequest(f"filter near: an object with field, lat, lon and a radius, got {_shown(value)}")
+        points = {f.name: f for f in self._schema.fields.values() if f.index is Destination.POINT}
+        field = self._field(value.get("field"), points, "near")
+        return near(field.name, {k: v for k, v in value.items() if k != "field"}, "filter near").clause
 
     def _term(self, value: Any) -> Clause:
         _object(value, "filter term", ["field", "value"], required=["field", "value"])
-        field = self._field(value["field"], self._schema.term_fields, "term")
+        field = self._field(value["field"], self._schema.filter_fields, "term")
         wanted: type = str
         if field.type in (ValueType.INT, ValueType.INT_LIST):
             wanted = int

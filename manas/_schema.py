@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from catalog import Catalog, Destination, Field, Serving, ValueType
+from catalog import Catalog, Destination, Field, InvalidValue, Serving, ValueType
 from catalog.documents import decode_document
+from catalog.predicates import Always, Predicate, PredicateError, parse
+from catalog.values import check
 from manas._exceptions import InvalidDocument, UnusableCatalog
+from manas._geo import circle_cells
+from manas._payloads import payloads_of
+from manas._predicates import EVERY, candidate_terms
 
 Floats = npt.NDArray[np.float32]
 
@@ -21,6 +27,11 @@ MICROS = 1_000_000
 """Prices and bids are kept in millionths of a currency unit."""
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 _TERM_DESTINATIONS = (Destination.TERM, Destination.TEXT, Destination.TARGETING)
+_CANDIDATE_DESTINATIONS = (Destination.PREDICATE, Destination.CIRCLES)
+"""Their terms lead to candidates, which are then judged by the value itself."""
+_SPECIAL_DESTINATIONS = (*_CANDIDATE_DESTINATIONS, Destination.POINT, Destination.HOURS)
+_KEPT_PREDICATES = 65_536
+"""Parsed predicates kept: ads of one ad group share theirs."""
 _LISTS: dict[ValueType, type[str | int]] = {ValueType.STRING_LIST: str, ValueType.INT_LIST: int}
 _SCALARS: dict[ValueType, type[str | int]] = {ValueType.STRING: str, ValueType.INT: int, ValueType.BOOL: bool}
 
@@ -38,6 +49,10 @@ class PreparedDocument:
     vectors: Mapping[str, bytes]
     present: tuple[str, ...] = ()
     """Declared fields with a value."""
+    payloads: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Field that declares payloads -> term -> payload."""
+    targets: Mapping[str, Any] = field(default_factory=dict)
+    """Special field (predicate, circles, point, hours) -> its value."""
 
 
 class DocumentSchema:
@@ -47,18 +62,23 @@ class DocumentSchema:
         """Raises UnusableCatalog when a serving role cannot work with the field it names."""
         self.catalog = catalog
         self.fields: dict[str, Field] = dict(catalog.fields)
-        self.term_fields = {f.name: f for f in catalog.fields.values() if f.index in _TERM_DESTINATIONS}
+        searchable = (*_TERM_DESTINATIONS, *_CANDIDATE_DESTINATIONS)
+        self.term_fields = {f.name: f for f in catalog.fields.values() if f.index in searchable}
+        self.filter_fields = {f.name: f for f in catalog.fields.values() if f.index in _TERM_DESTINATIONS}
+        self.special_fields = frozenset(f.name for f in catalog.fields.values() if f.index in _SPECIAL_DESTINATIONS)
+        self.predicate = lru_cache(_KEPT_PREDICATES)(self._predicate)
         self.number_fields = {f.name: f for f in catalog.fields.values() if f.index is Destination.NUMERIC}
         self.vector_fields = {f.name: f for f in catalog.fields.values() if f.index is Destination.VECTOR}
         self.int_keys = catalog.tables[catalog.root].key_type is ValueType.INT
         diversity = catalog.serving.diversity
-        if diversity is not None and diversity not in self.term_fields:
+        if diversity is not None and diversity not in self.filter_fields:
             raise UnusableCatalog(f"serving.diversity: field {diversity!r} must have index 'term'")
         self._scalars = [(f.name, _SCALARS[f.type]) for f in self.term_fields.values() if f.type in _SCALARS]
         self._lists = [(f.name, _LISTS[f.type]) for f in self.term_fields.values() if f.type in _LISTS]
         self._ints = [f.name for f in self.number_fields.values() if f.type is not ValueType.FLOAT]
         self._floats = [f.name for f in self.number_fields.values() if f.type is ValueType.FLOAT]
         self._vectors = [(f.name, f.column.dims) for f in self.vector_fields.values()]
+        self.payload_fields = {f.name: f.payload for f in self.term_fields.values() if f.payload is not None}
 
     def key(self, document_id: str) -> int | str:
         """Return the id in the key's own type. Raises InvalidDocument for an id that the key type does not have."""
@@ -110,8 +130,44 @@ class DocumentSchema:
                 if type(value) is not bytes or len(value) != 4 * dims or not _finite(value):
                     raise self._bad(document_id, name, value)
                 vectors[name] = value
+        targets: dict[str, Any] = {}
+        for name in self.special_fields:
+            if (value := get(name)) is not None:
+                targets[name] = value
+                if (found := self._special(document_id, name, value)) is not None:
+                    terms[name] = found
         present = tuple(name for name, value in values.items() if value is not None and name in self.fields)
-        return PreparedDocument(document_id, version, body, terms, numbers, vectors, present)
+        payloads = {
+            name: self._payloads_of(document_id, source, terms[name], get(source))
+            for name, source in self.payload_fields.items()
+            if name in terms
+        }
+        return PreparedDocument(document_id, version, body, terms, numbers, vectors, present, payloads, targets)
+
+    def _special(self, document_id: str, name: str, value: Any) -> tuple[str, ...] | None:
+        """Check a special value and return the terms by which it is a candidate, None if it has none."""
+        index = self.fields[name].index
+        if index in (Destination.PREDICATE, Destination.HOURS):
+            if type(value) is not str:
+                raise self._bad(document_id, name, value)
+            if index is Destination.PREDICATE:
+                return candidate_terms(self.predicate(value), self.catalog.dimensions)
+            return None
+        try:
+            value = check(self.fields[name].column, value)
+        except InvalidValue as error:
+            raise InvalidDocument(f"document {document_id}: field {name}: {error}") from None
+        if index is Destination.CIRCLES:
+            wanted = [circle[:3] for circle in value if not circle[3]]
+            return tuple(sorted({cell for circle in wanted for cell in circle_cells(*circle)})) or (EVERY,)
+        return None
+
+    def _predicate(self, text: str) -> Predicate:
+        """Parse a predicate. What this catalogue does not understand never holds."""
+        try:
+            return parse(text, self.catalog.dimensions)
+        except PredicateError:
+            return Always(False)
 
     def terms_of(self, field: str, body: bytes) -> tuple[str, ...]:
         """Return the terms that one field of a canonical document is indexed by."""
@@ -119,6 +175,13 @@ class DocumentSchema:
         if value is None:
             return ()
         return tuple(map(term_of, value)) if isinstance(value, list) else (term_of(value),)
+
+    @staticmethod
+    def _payloads_of(document_id: str, source: str, terms: tuple[str, ...], given: Any) -> dict[str, float]:
+        try:
+            return payloads_of(terms, given)
+        except ValueError as error:
+            raise InvalidDocument(f"document {document_id}: field {source}: {error}") from None
 
     def _bad(self, document_id: str, name: str, value: Any) -> InvalidDocument:
         wanted = self.fields[name]
@@ -160,9 +223,17 @@ def term_of(value: Any) -> str:
 
 def normalized(raw: bytes) -> Floats:
     """Return a vector at length 1 (float32), so that a dot product is the cosine; a zero vector stays zero."""
-    vector = np.frombuffer(raw, dtype="<f4").astype(np.float64)
-    norm = math.sqrt(float(vector @ vector))
-    return (vector / norm if norm > 0 else vector).astype(np.float32)
+    row: Floats = normalized_rows(np.frombuffer(raw, dtype="<f4").reshape(1, -1))[0]
+    return row
+
+
+def normalized_rows(rows: npt.NDArray[np.float32]) -> Floats:
+    """Return vectors at length 1; each row comes out the same whatever the others are."""
+    wide = rows.astype(np.float64)
+    norms = np.sqrt((wide * wide).sum(axis=1))
+    norms[norms == 0] = 1.0
+    unit: Floats = (wide / norms[:, None]).astype(np.float32)
+    return unit
 
 
 def _finite(raw: bytes) -> bool:

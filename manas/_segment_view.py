@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pyroaring import BitMap
 
 from catalog import Serving
 from manas._bits import Bits, Words, roaring_of, words_of
-from manas._clauses import Clause, Condition, Is
-from manas._layer import Candidates
+from manas._clauses import Clause, Condition, Is, Special
+from manas._layer import After, Boost, Candidates, Ids
 from manas._program import Column, Posting, Program, Runner, bonus_lists, compile_program, estimate_ids
+from manas._special import Found, SpecialFinder
 from manas.segment import Segment
 
 
@@ -26,6 +28,7 @@ class SegmentView:
         self._funded = Bits(segment.count)
         self._schedule: _Schedule | None = None
         self._runner = Runner()
+        self._special = SpecialFinder(segment.targets, segment.posting, segment.count)
 
     # ---- what programs read ----
 
@@ -63,6 +66,10 @@ class SegmentView:
         """Return the internal id of a document, alive or not."""
         return self.layer.internal(document_id)
 
+    def special(self, clause: Special) -> Found:
+        """Return the lists of a predicate, circles, points or weekly hours."""
+        return self._special.find(clause)
+
     # ---- what changes ----
 
     def hide(self, document_id: str) -> None:
@@ -70,6 +77,10 @@ class SegmentView:
         internal = self.layer.internal(document_id)
         if internal is not None:
             self._live.discard(np.array([internal], np.uint32))
+
+    def hide_ids(self, ids: Ids) -> None:
+        """Note that newer layers have these documents, each at most once in `ids`."""
+        self._live.discard(ids)
 
     def fund(self, field: str, keys: Iterable[str], funded: bool) -> None:
         """Note that budgets have something left, or nothing any more."""
@@ -125,28 +136,66 @@ class SegmentView:
         words, _ = self._runner.match(self._program(conditions), self.layer.scores.blocks)
         return roaring_of(words)
 
+    def matching(self, conditions: Sequence[Condition]) -> tuple[Words, int]:
+        """Return the live ids that satisfy all conditions as words, and their number."""
+        return self._runner.match(self._program(conditions), self.layer.scores.blocks)
+
     def best(
         self,
         conditions: Sequence[Condition],
-        weights: Mapping[str, float],
+        boosts: Sequence[Boost],
         serving: Serving,
         limit: int,
         *,
         counting: bool = True,
         deadline: float | None = None,
+        after: After | None = None,
     ) -> Candidates:
         """Return the best `limit` ids (0: all) by light score, ties decided by the smaller document id."""
         program = self._program(conditions)
-        bonuses = bonus_lists(self, serving.text, weights) if serving.text is not None else []
+        bonuses = bonus_lists(self, boosts)
         scores = self.layer.scores
         size = min(limit, self.count) if limit else self.count
         if size == 0:
             return Candidates(np.empty(0, np.uint32), np.empty(0), 0, True, True, "nothing")
         if limit == 0:
-            size = max(1, self._runner.match(program, scores.blocks)[1])
-        best = self._runner.best(program, scores, size, bonuses, counting=counting, deadline=deadline)
+            size, counting = max(1, self._runner.match(program, scores.blocks)[1]), True
+        behind = None if after is None else (after.score, self.layer.tie_before(after.key))
+        best = self._runner.best(program, scores, size, bonuses, counting=counting, deadline=deadline, after=behind)
         words = f"blocks {best.blocks} of {scores.blocks}, {len(program.drivers)} lists drive"
-        return Candidates(best.ids, best.scores, best.matched, best.counted, best.complete, words)
+        # With room for every id there is no reason to stop early: all that matches is in.
+        counted = best.counted or (best.complete and size == self.count and after is None)
+        return Candidates(best.ids, best.scores, best.matched, counted, best.complete, words)
+
+    def numbers(self, field: str, ids: Ids) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Return the field's numbers of `ids`, 0 where missing, and which are there."""
+        column = self.layer.column(field)
+        if column is None:
+            return np.zeros(len(ids)), np.zeros(len(ids), bool)
+        values = column.values[ids].astype(np.float64)
+        if column.present is None:
+            return values, np.ones(len(ids), bool)
+        bits = column.present[ids >> np.uint32(6)] >> (ids & np.uint32(63)).astype(np.uint64)
+        return values, bits & np.uint64(1) != 0
+
+    def payloads(self, field: str, term: str, ids: Ids) -> npt.NDArray[np.float64]:
+        """Return the payload that the term has with each of `ids` (1 without payloads), 0 where they lack it."""
+        posting = self.layer.posting(field, term)
+        return np.zeros(len(ids)) if posting is None else posting.payloads_of(ids)
+
+    def describe_term(self, field: str, term: str) -> dict[str, Any]:
+        """Return kind, length and bytes of a term's posting list, for `explain`."""
+        posting = self.layer.posting(field, term)
+        if posting is None:
+            return {"kind": "none", "ids": 0}
+        kind, held = ("dense", posting.dense) if posting.dense is not None else ("split", posting.split)
+        found: dict[str, Any] = {"kind": kind, "ids": posting.count, "bytes": 0 if held is None else held.nbytes}
+        if posting.payloads is not None:
+            found |= {
+                "payload_bytes": posting.payloads.values.nbytes,
+                "most": float(posting.payloads.bounds.max(initial=0.0)),
+            }
+        return found
 
     def _program(self, conditions: Sequence[Condition]) -> Program:
         return compile_program(self, [condition.clause for condition in conditions])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 from messaging.proto import adsindex_pb2 as pb
 
@@ -13,6 +13,8 @@ class Hit(TypedDict):
 
     ad_id: int | str
     score: float
+    groups: NotRequired[list[str]]
+    """Values of the field that diversity goes by; only in answers to a broker."""
 
 
 class Answer(TypedDict):
@@ -24,6 +26,12 @@ class Answer(TypedDict):
     """The search ended before everything was counted."""
     partial: bool
     """A deadline or a missing shard cut the search short: there may be better ads."""
+    page_token: NotRequired[str]
+    """Of the next page, "" when there is none; only there when the request has one."""
+    missing_shards: NotRequired[dict[str, str]]
+    """Shards that have not answered, and why; only there when some have not."""
+    problem: NotRequired[str]
+    """What the index lacks, for example deltas that the log no longer has; only there when it lacks something."""
 
 
 class SearchBackend(Protocol):

@@ -6,9 +6,14 @@ state of every campaign stays; it must never be trimmed like the deltas. Bases t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from messaging.proto import adsindex_pb2 as pb
+
+WINDOWS = ("day", "week", "total")
+"""What impressions of a campaign to one user are counted and capped by; the caller's store of users rolls them."""
+Seen = Mapping[str, Mapping[str, int]]
+"""Campaign -> window -> how often the user has seen its ads."""
 
 
 def is_funded(state: pb.BudgetState | None) -> tuple[bool, str]:
@@ -25,6 +30,16 @@ def is_funded(state: pb.BudgetState | None) -> tuple[bool, str]:
             f"the lifetime budget is spent: {_money(state.spent_total_micros, state.lifetime_micros, state.currency)}",
         )
     return True, "budget is left"
+
+
+def is_capped(state: pb.BudgetState | None, counts: Mapping[str, int]) -> tuple[bool, str]:
+    """Return whether a user who has seen so much of a campaign may see no more of it now, and the sentence."""
+    if state is not None:
+        for window in WINDOWS:
+            cap, seen = getattr(state, f"frequency_cap_{window}"), counts.get(window, 0)
+            if 0 < cap <= seen:
+                return True, f"the user has seen it {seen} times ({window}), its cap is {cap}"
+    return False, "below its frequency caps" if counts else "the user has not seen it"
 
 
 def _money(spent: int, budget: int, currency: str) -> str:
@@ -53,6 +68,10 @@ class BudgetTable:
     def get(self, campaign_id: str) -> pb.BudgetState | None:
         """Return the newest state, deleted ones included."""
         return self._states.get(campaign_id)
+
+    def capped(self, seen: Seen) -> list[str]:
+        """Return the campaigns of which the user may see no more, sorted."""
+        return sorted(key for key, counts in seen.items() if is_capped(self._states.get(key), counts)[0])
 
     def __len__(self) -> int:
         return len(self._states)

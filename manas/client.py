@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -9,24 +10,30 @@ from typing import Any, TypeVar
 import grpc
 
 from catalog import Catalog, ValueType
-from manas._exceptions import InvalidRequest, ManasUnavailable
+from manas._common import Common
+from manas._exceptions import InvalidRequest, ManasError, ManasUnavailable, NotServing
+from manas._wire import answer_of, common_message
 from manas.api import Answer
 from messaging.proto import adsindex_pb2 as pb
 from messaging.proto import adsindex_pb2_grpc as rpc
 from messaging.rpc import open_channel
 
 T = TypeVar("T")
+_GRACE_SECONDS = 1.0
+"""Beyond the time a search is given: for the way there and back."""
 
 
 class ManasClient:
     """A connection to the server on `port`. Safe for threads. Raises what `Index` raises, or ManasUnavailable."""
 
-    def __init__(self, port: int, catalog: Catalog, *, timeout_s: float = 10.0) -> None:
+    def __init__(self, port: int, catalog: Catalog, *, timeout_s: float = 10.0, connections: int = 1) -> None:
+        """With several processes behind one port, as many `connections` reach several of them, in turns."""
         self._port = port
         self._int_keys = catalog.tables[catalog.root].key_type is ValueType.INT
         self._timeout_s = timeout_s
-        self._channel = open_channel(port)
-        self._stub = rpc.ManasStub(self._channel)
+        self._channels = [open_channel(port, alone=connections > 1) for _ in range(connections)]
+        self._stubs = [rpc.ManasStub(channel) for channel in self._channels]
+        self._turns = itertools.cycle(self._stubs)
 
     def __enter__(self) -> ManasClient:
         return self
@@ -36,21 +43,72 @@ class ManasClient:
 
     def close(self) -> None:
         """Close the connection; safe to call twice."""
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
 
-    def search(self, request: Mapping[str, Any], k: int = 10) -> Answer:
-        """Return the best `k` ads that fit; 0 means all."""
-        return self._answer(self._search(request, k, pb.SearchRequest()))
+    @property
+    def _stub(self) -> Any:
+        return self._stubs[0] if len(self._stubs) == 1 else next(self._turns)
 
-    def explain(self, request: Mapping[str, Any], k: int = 10, ad_id: int | str | None = None) -> dict[str, Any]:
+    def search(
+        self,
+        request: Mapping[str, Any],
+        k: int = 10,
+        *,
+        counting: bool = True,
+        timeout_s: float | None = None,
+        common: Common | None = None,
+    ) -> Answer:
+        """Return the best `k` ads that fit; 0 means all. `timeout_s`: what was found until then, as partial."""
+        wanted = self._wanted(request, k, counting, timeout_s, common)
+        return answer_of(self._search(wanted), int_keys=self._int_keys)
+
+    def search_batch(
+        self,
+        requests: Sequence[Mapping[str, Any]],
+        k: int = 10,
+        *,
+        counting: bool = True,
+        timeout_s: float | None = None,
+    ) -> list[Answer | InvalidRequest]:
+        """Return the answers of many requests in one call; a bad request has its error in its place.
+
+        `timeout_s` is for all of them together.
+        """
+        batch = pb.SearchBatchRequest(requests=[self._wanted(r, k, counting, timeout_s, None) for r in requests])
+        limit = self._limit(timeout_s)
+        replies = self._call(lambda: self._stub.SearchBatch(batch, timeout=limit)).replies
+        int_keys = self._int_keys
+        return [InvalidRequest(r.error) if r.error else answer_of(r, int_keys=int_keys) for r in replies]
+
+    def explain(
+        self,
+        request: Mapping[str, Any],
+        k: int = 10,
+        ad_id: int | str | None = None,
+        *,
+        common: Common | None = None,
+    ) -> dict[str, Any]:
         """Return the answer with its plan, and why an ad is or is not in it."""
-        wanted = pb.SearchRequest(explain=True, explain_ad_id="" if ad_id is None else str(ad_id))
-        reply = self._search(request, k, wanted)
-        return {**self._answer(reply), **json.loads(reply.explain_json)}
+        wanted = self._wanted(request, k, True, None, common)
+        wanted.explain, wanted.explain_ad_id = True, "" if ad_id is None else str(ad_id)
+        reply = self._search(wanted)
+        return {**answer_of(reply, int_keys=self._int_keys), **json.loads(reply.explain_json)}
 
-    def get(self, document_ids: Sequence[str]) -> list[pb.ServedDocument]:
-        """Return what serving has of each document, in the order asked."""
-        request = pb.GetRequest(document_ids=document_ids)
+    def statistics(self, request: Mapping[str, Any]) -> Common:
+        """Return what idf needs of this server for a request."""
+        wanted = pb.StatisticsRequest(request_json=json.dumps(request))
+        reply = self._call(lambda: self._stub.Statistics(wanted, timeout=self._timeout_s))
+        return Common(reply.documents, dict(reply.frequencies))
+
+    def health(self) -> dict[str, str]:
+        """Return status, problem, base_version, shard and verification; answered while nothing else is."""
+        reply = self._call(lambda: self._stub.Health(pb.HealthRequest(), timeout=self._timeout_s))
+        return {field.name: getattr(reply, field.name) for field in reply.DESCRIPTOR.fields}
+
+    def get(self, document_ids: Sequence[str], fields: Sequence[str] | None = None) -> list[pb.ServedDocument]:
+        """Return what serving has of each document, in the order asked; of the bodies only `fields`, if given."""
+        request = pb.GetRequest(document_ids=document_ids, fields=fields)
         return list(self._call(lambda: self._stub.Get(request, timeout=self._timeout_s)).documents)
 
     def stats(self) -> dict[str, Any]:
@@ -78,21 +136,26 @@ class ManasClient:
             if error.code() is not grpc.StatusCode.CANCELLED:
                 raise self._translated(error) from error
 
-    def _search(self, request: Mapping[str, Any], k: int, wanted: pb.SearchRequest) -> pb.SearchReply:
+    @staticmethod
+    def _wanted(
+        request: Mapping[str, Any], k: int, counting: bool, timeout_s: float | None, common: Common | None
+    ) -> pb.SearchRequest:
         if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k < 1 << 31:
             raise InvalidRequest(f"k: a whole number from 0 (all), got {k!r}")
-        wanted.request_json, wanted.k = json.dumps(request), k
-        reply: pb.SearchReply = self._call(lambda: self._stub.Search(wanted, timeout=self._timeout_s))
+        wanted = pb.SearchRequest(
+            request_json=json.dumps(request), k=k, skip_total=not counting, timeout_s=timeout_s or 0.0, columns=True
+        )
+        if common is not None:
+            wanted.common.CopyFrom(common_message(common))
+        return wanted
+
+    def _search(self, wanted: pb.SearchRequest) -> pb.SearchReply:
+        limit = self._limit(wanted.timeout_s or None)
+        reply: pb.SearchReply = self._call(lambda: self._stub.Search(wanted, timeout=limit))
         return reply
 
-    def _answer(self, reply: pb.SearchReply) -> Answer:
-        kind: type[int] | type[str] = int if self._int_keys else str
-        return {
-            "hits": [{"ad_id": kind(h.ad_id), "score": h.score} for h in reply.hits],
-            "total": reply.total,
-            "total_is_lower_bound": reply.total_is_lower_bound,
-            "partial": reply.partial,
-        }
+    def _limit(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else timeout_s + _GRACE_SECONDS
 
     def _call(self, call: Callable[[], T]) -> T:
         try:
@@ -100,9 +163,11 @@ class ManasClient:
         except grpc.RpcError as error:
             raise self._translated(error) from error
 
-    def _translated(self, error: grpc.RpcError) -> Exception:
+    def _translated(self, error: grpc.RpcError) -> ManasError:
         if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
             return InvalidRequest(error.details())
+        if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+            return NotServing(error.details())
         return ManasUnavailable(
             f"the Manas server on port {self._port} answered {error.code().name}: {error.details()}; is it running?"
         )

@@ -6,24 +6,29 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pyroaring import BitMap
-
 from catalog import Catalog
-from catalog.documents import decode_document
+from catalog.documents import encode_document
 from manas import _explain
-from manas._delta import Entry
-from manas._exceptions import InvalidDocument, InvalidRequest
-from manas._layer import LayerView
-from manas._ranking import PlannerLimits, Ranked, idf_weights, rank_light, rank_similar, score_words
+from manas._clauses import And, Condition, Not, Term
+from manas._common import Common
+from manas._delta import Delta, Entry
+from manas._exceptions import InvalidDocument, InvalidRequest, NotServing
+from manas._fold_files import Fold
+from manas._layer import Layer
 from manas._request import Query, RequestParser
-from manas._schema import DocumentSchema, Floats, PreparedDocument, normalized
+from manas._schema import DocumentSchema, PreparedDocument
+from manas._scoring import Scorer
+from manas._search import Searcher
+from manas._segment_view import SegmentView
+from manas._vector_ranking import PlannerLimits
 from manas._view import Outcome, View
-from manas.api import Answer, Hit
+from manas.api import Answer
 from manas.budgets import BudgetTable
 from manas.segment import Segment
+from manas.shards import WHOLE, Shard
 from messaging.headers import now_us
 from messaging.proto import adsindex_pb2 as pb
 
@@ -49,24 +54,30 @@ class Index:
         *,
         base_version: str = "",
         limits: PlannerLimits | None = None,
+        shard: Shard = WHOLE,
     ) -> None:
         """Raises UnusableCatalog, or CatalogMismatch when `segment` contradicts the catalogue."""
+        self.shard = shard
         self.schema = DocumentSchema(catalog)
         self._parser = RequestParser(self.schema)
-        self._limits = limits or PlannerLimits()
+        self._searcher = Searcher(self.schema, limits or PlannerLimits())
         self._lock = threading.Lock()
         self._budgets = BudgetTable()
-        self._view = View(self.schema, segment, base_version, graph_from=self._limits.exact_survivors)
+        self._view = View(self.schema, segment, base_version)
         self._outcomes: Counter[str] = Counter()
         self._last_applied_us = 0
         self.describe: Callable[[], Mapping[str, Any]] = dict
         """Adds what only the owner knows (positions, problems) to `stats`."""
+        self.refusal = ""
+        """Why no search is answered; set by the owner. One that has begun comes to its end."""
+        self.caveat = ""
+        """What answers lack, said with each of them; set by the owner."""
 
     # ---- writing: one thread at a time ----
 
     def new_view(self, segment: Segment | None, base_version: str = "") -> View:
         """Return a view of another base to be filled aside and handed to `swap`. Raises CatalogMismatch."""
-        view = View(self.schema, segment, base_version, graph_from=self._limits.exact_survivors)
+        view = View(self.schema, segment, base_version)
         with self._lock:
             funded = set(self._budgets.funded)
         view.set_funded(funded)
@@ -74,14 +85,29 @@ class Index:
 
     def swap(self, view: View) -> None:
         """Answer from `view` from now on. Its deltas must reach as far as those of the view it replaces."""
+        for key in view.funded_keys ^ self._budgets.funded:
+            view.fund(key, key in self._budgets.funded)
+        for document_id, entry in view.delta.entries.items():
+            before = self._view.entry(document_id)
+            if before is not None and before.version == entry.version:
+                entry.answerable_us = before.answerable_us
         with self._lock:
-            for key in view.funded_keys ^ self._budgets.funded:
-                view.fund(key, key in self._budgets.funded)
-            for document_id, entry in view.delta.entries.items():
-                before = self._view.delta.entries.get(document_id)
-                if before is not None and before.version == entry.version:
-                    entry.answerable_us = before.answerable_us
             self._view = view
+
+    def freeze(self, view: View) -> Delta:
+        """Have a view, in service or not, go on with an empty delta and return the one so far, to be folded."""
+        with self._lock:
+            return view.freeze()
+
+    def adopt(self, view: View, fold: Fold, prepared: SegmentView, merged: int) -> None:
+        """Answer from a folded segment instead of the frozen delta and the youngest `merged` older ones."""
+        with self._lock:
+            view.adopt(fold, prepared, merged)
+
+    @property
+    def view(self) -> View:
+        """What is in service. For the thread that writes."""
+        return self._view
 
     def prepare(self, delta: pb.DocumentDelta) -> PreparedDelta:
         """Check a delta and take its document apart. Raises InvalidDocument."""
@@ -106,11 +132,9 @@ class Index:
         """
         if view is not None:
             outcomes = [_apply(view, delta)[0] for delta in deltas]
-            view.delta.tend()
             return outcomes
         with self._lock:
             results = [_apply(self._view, delta) for delta in deltas]
-            self._view.delta.tend()
             now = now_us()
             for entry in (entry for _, entry in results if entry is not None):
                 self._last_applied_us = now
@@ -140,51 +164,92 @@ class Index:
     # ---- reading: any thread ----
 
     def search(
-        self, request: Mapping[str, Any], k: int = 10, *, counting: bool = True, timeout_s: float | None = None
+        self,
+        request: Mapping[str, Any],
+        k: int = 10,
+        *,
+        counting: bool = True,
+        timeout_s: float | None = None,
+        score: Scorer | None = None,
+        common: Common | None = None,
     ) -> Answer:
-        """Return the best `k` ads that fit the request; 0 means all. Raises InvalidRequest.
+        """Return the best `k` ads that fit the request; 0 means all. Raises InvalidRequest, NotServing.
 
         Without `counting`, `total` may be a lower bound, and says so, and the search ends as soon as
-        nothing better can come. `timeout_s`: what was found until then is returned as partial.
+        nothing better can come. `timeout_s`: what was found until then is returned as partial. `score` is a Python
+        function that scores the candidates of the second phase, instead of an expression in the request.
         """
+        self.check_serving()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         query = self._parse(request, k)
         with self._lock:
-            ranked, chosen = self._rank(query, self._view.layers(), k, counting=counting, deadline=deadline)
-        return self._answer(ranked, chosen)
+            view = self._view
+            found = self._searcher.run(
+                view, query, k, counting=counting, deadline=deadline, scorer=score, common=common
+            )
+            answer = self._searcher.answer(view, found, common)
+        if self.caveat:
+            answer["problem"] = self.caveat
+        return answer
 
-    def explain(self, request: Mapping[str, Any], k: int = 10, ad_id: int | str | None = None) -> dict[str, Any]:
+    def explain(
+        self,
+        request: Mapping[str, Any],
+        k: int = 10,
+        ad_id: int | str | None = None,
+        *,
+        common: Common | None = None,
+    ) -> dict[str, Any]:
         """Return the answer, the plan with estimates and actual counts per layer, and an ad's way through it.
 
-        Raises InvalidRequest.
+        Raises InvalidRequest, NotServing.
         """
+        self.check_serving()
         query = self._parse(request, k)
         with self._lock:
-            views = self._view.layers()
+            view, views = self._view, self._view.layers()
             traces: list[list[dict[str, Any]]] = [[] for _ in views]
             survivors = [v.survive(query.conditions, trace) for v, trace in zip(views, traces, strict=True)]
-            ranked, chosen = self._rank(query, views, k)
-            result: dict[str, Any] = dict(self._answer(ranked, chosen))
+            found = self._searcher.run(view, query, k, common=common)
+            result: dict[str, Any] = dict(self._searcher.answer(view, found, common))
             result["plan"] = {
-                "score": "cosine similarity"
-                if self._vector(query) is not None
-                else score_words(self.schema.catalog.serving),
+                **self._searcher.plan(view, query, found),
                 "layers": [
                     {"layer": v.layer.name, "documents": len(v), "clauses": t, "survivors": len(s), "ranking": how}
-                    for v, t, s, how in zip(views, traces, survivors, ranked.strategies, strict=True)
+                    for v, t, s, how in zip(views, traces, survivors, found.ranked.strategies, strict=True)
                 ],
             }
             if ad_id is not None:
-                wanted = str(ad_id)
-                everything, _ = self._rank(query, views, 0, diversity=False)
-                hits = [str(ranked.keys[i]) for i in chosen]
-                result["ad"] = _explain.explain_ad(self._view, self._budgets, query, wanted, everything, hits, k)
+                whole = replace(query, scoring=replace(query.scoring, page=None))
+                # With a second phase: all that it scores. Without: everything that fits.
+                everything = found.ranked
+                if not found.reranked:
+                    everything = self._searcher.run(view, whole, 0, diversity=False, common=common).ranked
+                hits = [str(found.ranked.keys[i]) for i in found.chosen]
+                result["ad"] = _explain.explain_ad(view, self._budgets, query, str(ad_id), everything, hits, k)
+        if self.caveat:
+            result["problem"] = self.caveat
         return result
 
-    def get(self, document_ids: Sequence[str]) -> list[pb.ServedDocument]:
-        """Return what serving has of each document, in the order asked; unknown ones with found = false."""
+    def statistics(self, request: Mapping[str, Any]) -> Common:
+        """Return what idf needs of this index for a request's text, for a broker to add up. Raises InvalidRequest."""
+        self.check_serving()
+        query, field = self._parse(request, 0), self.schema.catalog.serving.text or ""
         with self._lock:
-            return [self._get(document_id) for document_id in document_ids]
+            views = self._view.layers()
+            frequencies = {term: sum(v.live_frequency(field, term) for v in views) for term in query.text_terms}
+            return Common(sum(map(len, views)), frequencies)
+
+    def get(self, document_ids: Sequence[str], fields: Sequence[str] | None = None) -> list[pb.ServedDocument]:
+        """Return what serving has of each document, in the order asked; unknown ones with found = false.
+
+        With `fields`, bodies have only these, and only the families that they are in are read. Raises InvalidRequest.
+        """
+        unknown = sorted(set(fields or ()) - self.schema.fields.keys())
+        if unknown:
+            raise InvalidRequest(f"fields: no field {unknown[0]!r}; there are {', '.join(sorted(self.schema.fields))}")
+        with self._lock:
+            return [self._get(document_id, fields) for document_id in document_ids]
 
     def budget(self, campaign_id: str) -> pb.BudgetState | None:
         """Return the newest budget state known of a campaign."""
@@ -195,6 +260,11 @@ class Index:
         """Return the number of live documents."""
         with self._lock:
             return self._view.documents()
+
+    def check_serving(self) -> None:
+        """Raises NotServing while the owner of the index has it refuse."""
+        if self.refusal:
+            raise NotServing(self.refusal)
 
     @property
     def last_applied_us(self) -> int:
@@ -222,12 +292,10 @@ class Index:
                     "created_at": manifest.created_at,
                     "fingerprint": manifest.fingerprint,
                     "fields_missing": view.fields_missing_in_base,
+                    "postings": manifest.postings,
+                    "postings_by_field": manifest.postings_by_field,
                 },
-                "delta": {
-                    "documents": len(view.delta.live),
-                    "tombstones": len(view.delta.entries) - len(view.delta.live),
-                    "slots": view.delta.slots,
-                },
+                "delta": view.since_base(),
                 "budgets": {"campaigns": len(self._budgets), "funded": len(self._budgets.funded)},
                 "outcomes": dict(self._outcomes),
                 "last_applied_us": self._last_applied_us,
@@ -240,82 +308,16 @@ class Index:
     def _parse(self, request: Mapping[str, Any], k: int) -> Query:
         if isinstance(k, bool) or not isinstance(k, int) or k < 0:
             raise InvalidRequest(f"k: a whole number from 0 (all), got {k!r}")
-        return self._parser.parse(request)
+        query = self._parser.parse(request)
+        if not (capped := self._budgets.capped(query.seen)):
+            return query
+        key = self.schema.catalog.serving.budget_key or ""
+        clause = And(tuple(Not(Term(key, campaign)) for campaign in capped))
+        words = f"is of no {key} that the user has seen as often as its cap allows ({len(capped)} of {len(query.seen)})"
+        return replace(query, conditions=(*query.conditions, Condition("frequency", clause, words)))
 
-    def _vector(self, query: Query) -> Floats | None:
-        if query.similar_to is None:
-            return query.vector
-        place = self._view.find(query.similar_to)
-        if place is None:
-            raise InvalidRequest(f"similar_to: no ad {query.similar_to} in the index")
-        field = self.schema.catalog.serving.vector or ""
-        raw = decode_document(place[0].layer.body(place[1])).get(field)
-        if raw is None:
-            raise InvalidRequest(f"similar_to: ad {query.similar_to} has no {field}")
-        return normalized(raw)
-
-    def _rank(
-        self,
-        query: Query,
-        views: Sequence[LayerView],
-        k: int,
-        *,
-        diversity: bool = True,
-        counting: bool = True,
-        deadline: float | None = None,
-    ) -> tuple[Ranked, Sequence[int]]:
-        """Return candidates in order and which of them are the answer."""
-        serving, int_keys = self.schema.catalog.serving, self.schema.int_keys
-        vector = self._vector(query)
-        weights = idf_weights(views, serving.text, query.text_terms) if serving.text is not None else {}
-        survivors = [v.survive(query.conditions) for v in views] if vector is not None else []
-        diverse = diversity and query.max_per_group is not None
-        limit = 4 * k if diverse else k
-        while True:
-            if vector is not None and serving.vector is not None:
-                ranked = rank_similar(views, survivors, serving.vector, vector, limit, self._limits, int_keys=int_keys)
-            else:
-                ranked = rank_light(
-                    views, query, serving, weights, limit, int_keys=int_keys, counting=counting, deadline=deadline
-                )
-            if not diverse:
-                return ranked, range(len(ranked.ids))
-            chosen = self._diversify(ranked, views, query.max_per_group or 0, k)
-            if ranked.exhausted or not ranked.complete or (k and len(chosen) == k):
-                return ranked, chosen
-            limit *= 4
-
-    def _diversify(self, ranked: Ranked, views: Sequence[LayerView], most: int, k: int) -> list[int]:
-        """Return the first `k` candidates of which at most `most` share a value of the diversity field."""
-        field = self.schema.catalog.serving.diversity or ""
-        taken: Counter[str] = Counter()
-        closed = [BitMap() for _ in views]
-        chosen: list[int] = []
-        for place, (layer, internal) in enumerate(zip(ranked.layers.tolist(), ranked.ids.tolist(), strict=True)):
-            if internal in closed[layer]:  # nobody of a full group is looked at again: documents read = hits
-                continue
-            chosen.append(place)
-            if len(chosen) == k:
-                break
-            for group in self.schema.terms_of(field, views[layer].layer.body(internal)):
-                taken[group] += 1
-                if taken[group] == most:
-                    for full, view in zip(closed, views, strict=True):
-                        full.update(view.holders(field, group))
-        return chosen
-
-    def _answer(self, ranked: Ranked, chosen: Sequence[int]) -> Answer:
-        keys, scores = ranked.keys.tolist(), ranked.scores.tolist()
-        hits: list[Hit] = [{"ad_id": keys[i], "score": scores[i]} for i in chosen]
-        return {
-            "hits": hits,
-            "total": ranked.matched,
-            "total_is_lower_bound": not ranked.counted,
-            "partial": not ranked.complete,
-        }
-
-    def _get(self, document_id: str) -> pb.ServedDocument:
-        entry = self._view.delta.entries.get(document_id)
+    def _get(self, document_id: str, fields: Sequence[str] | None) -> pb.ServedDocument:
+        entry = self._view.entry(document_id)
         served = pb.ServedDocument(document_id=document_id)
         if entry is not None:
             header = pb.Header.FromString(entry.header)
@@ -323,13 +325,17 @@ class Index:
             served.version, served.answerable_us = entry.version, entry.answerable_us
             served.trace_id, served.origin_us = header.trace_id, header.origin_us
             served.hops.extend(header.hops)
-            if entry.slot >= 0:
-                served.body = self._view.delta.body(entry.slot)
+            if entry.slot >= 0 and (place := self._view.find(document_id)) is not None:
+                served.body = _body(place[0].layer, place[1], fields)
         elif (place := self._view.find(document_id)) is not None:
             layer, internal = place[0].layer, place[1]
             served.found, served.layer = True, layer.name
-            served.version, served.body = layer.version(internal), layer.body(internal)
+            served.version, served.body = layer.version(internal), _body(layer, internal, fields)
         return served
+
+
+def _body(layer: Layer, internal: int, fields: Sequence[str] | None) -> bytes:
+    return layer.body(internal) if fields is None else encode_document(layer.fields(internal, fields))
 
 
 def _apply(view: View, delta: PreparedDelta) -> tuple[Outcome, Entry | None]:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 import structlog
 
-from manas._exceptions import IndexIncomplete, InvalidRequest
+from manas import kernels
+from manas._exceptions import IndexIncomplete, InvalidRequest, NotServing, SegmentError
 from manas._follower import Follower
+from manas._serving_settings import ServingSettings
+from manas._wire import common_of, decode_request, reply_of
 from manas.index import Index
 from messaging import LogUnavailable
 from messaging.proto import adsindex_pb2 as pb
@@ -29,6 +35,10 @@ _FOLLOW_BACKLOG = 10_000
 """Applied documents waiting for a slow follower before it is disconnected: serving never waits for it."""
 _IDLE_SECONDS = 0.25
 _RETRY_SECONDS = 0.5
+_WAY_BACK_SECONDS = 0.02
+"""For the reply of a search that uses up its caller's deadline."""
+_PATIENCE_SECONDS = 2.0
+"""A caller who waits longer is not in a hurry: looking at the clock during a search is not free."""
 
 _log = structlog.get_logger()
 T = TypeVar("T")
@@ -37,26 +47,42 @@ T = TypeVar("T")
 def run(context: StageContext) -> None:
     """Follow the log and answer requests until `context.stop` is set.
 
-    `context.ready(port)` is called once everything that was in the log at the start is answerable. While the log lacks
-    deltas that are needed, the stage says so and waits for a newer base. After a crash: start again.
+    `context.ready(port)` is called once everything that was in the log at the start is answerable. Until then, and
+    while a base is missing, searches are refused with the reason, and so says `Health`. Where several processes share
+    a port, each of them listens only once it is ready. After a crash: start again. Raises InvalidSetting.
     """
     ensure_topics(context.log)
-    index = Index(context.catalog)
-    feed = _Feed()
-    follower = Follower(context.home.base, context.log, index, context.metrics, feed.send)
-    if not _start(follower, context):
-        return
+    settings = ServingSettings.parse(context.settings)
+    index = Index(context.catalog, shard=settings.shard)
+    feed, state = _Feed(), _State()
+    metrics = context.metrics if context.worker == 0 else None  # one process of several stores positions and counts
+    follower = Follower(context.home.base, context.log, index, metrics, feed.send, settings=settings, beat=context.beat)
+    service = _Service(index, feed, state)
+
+    def listen() -> tuple[grpc.Server, int]:
+        return start_server(
+            lambda s: rpc.add_ManasServicer_to_server(service, s),
+            port=settings.port,
+            threads=_THREADS,
+            shared_port=settings.shared_port,
+        )
 
     def go_on() -> bool:
         context.beat()
         return not context.stop.is_set()
 
-    follower.catch_up(go_on)
-    if context.stop.is_set():
-        return
-    service = _Service(index, feed)
-    server, port = start_server(lambda s: rpc.add_ManasServicer_to_server(service, s), threads=_THREADS)
+    server, port = (None, 0) if settings.shared_port else listen()
     try:
+        kernels.load()  # where they must be compiled first, no query is to wait for it
+        if not _start(follower, context, state):
+            return
+        state.starting = "reading what the log has"
+        follower.catch_up(go_on)
+        if context.stop.is_set():
+            return
+        state.starting = ""
+        if server is None:
+            server, port = listen()
         context.ready(port)
         while not context.stop.is_set():
             try:
@@ -70,26 +96,35 @@ def run(context: StageContext) -> None:
             context.beat()
     finally:
         feed.close()
-        server.stop(grace=1.0).wait()
+        if server is not None:
+            server.stop(grace=1.0).wait()
         with contextlib.suppress(LogUnavailable):  # the position only says from where on nothing is counted twice
             follower.commit()
+        follower.close()
         context.metrics.flush(force=True)
 
 
-def _start(follower: Follower, context: StageContext) -> bool:
-    problem = ""
+def _start(follower: Follower, context: StageContext, state: _State) -> bool:
     while not context.stop.is_set():
         try:
             follower.start()
             return True
-        except IndexIncomplete as error:
-            if str(error) != problem:
-                problem = str(error)
+        except (IndexIncomplete, SegmentError) as error:
+            if state.starting != str(error):
+                state.starting = str(error)
                 context.metrics.count("waiting_for_base")
-                _log.error("manas.waiting_for_base", error=problem)
+                _log.error("manas.waiting_for_base", error=str(error))
             context.beat()
             context.stop.wait(_RETRY_SECONDS)
     return False
+
+
+@dataclass(slots=True)
+class _State:
+    """Of the process, beside that of its index."""
+
+    starting: str = "opening the base"
+    """What is being done, or waited for, before anything is answered; "" from then on."""
 
 
 class _Feed:
@@ -137,43 +172,85 @@ class _Feed:
 
 
 class _Service(rpc.ManasServicer):
-    """The gRPC methods. A bad request is INVALID_ARGUMENT with the sentence."""
+    """The gRPC methods. A bad request is INVALID_ARGUMENT with the sentence, a refusal FAILED_PRECONDITION."""
 
-    def __init__(self, index: Index, feed: _Feed) -> None:
-        self._index = index
-        self._feed = feed
+    def __init__(self, index: Index, feed: _Feed, state: _State) -> None:
+        self._index, self._feed, self._state = index, feed, state
 
     def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchReply:
         """Answer one request."""
+        return self._checked(context, lambda: self._answer(request, _deadline(context)))
 
-        def answer() -> pb.SearchReply:
+    def SearchBatch(self, request: pb.SearchBatchRequest, context: grpc.ServicerContext) -> pb.SearchBatchReply:
+        """Answer many requests; a bad one has its error in its place, and past the deadline the rest are empty."""
+        deadline = _deadline(context)
+
+        def answer(one: pb.SearchRequest) -> pb.SearchReply:
             try:
-                wanted: Any = json.loads(request.request_json)
-            except (ValueError, RecursionError) as error:
-                raise InvalidRequest(f"request_json is not JSON: {error}") from None
-            reply = pb.SearchReply()
-            found: Any
-            if request.explain or request.explain_ad_id:
-                found = self._index.explain(wanted, request.k, request.explain_ad_id or None)
-                reply.explain_json = json.dumps({key: found[key] for key in ("plan", "ad") if key in found})
-            else:
-                timeout_s = request.timeout_s or None
-                found = self._index.search(wanted, request.k, counting=not request.skip_total, timeout_s=timeout_s)
-            reply.total, reply.total_is_lower_bound = found["total"], found["total_is_lower_bound"]
-            reply.partial = found["partial"]
-            reply.hits.extend(pb.Hit(ad_id=str(hit["ad_id"]), score=hit["score"]) for hit in found["hits"])
-            return reply
+                return self._answer(one, deadline)
+            except InvalidRequest as error:
+                return pb.SearchReply(error=_sendable(error))
 
-        return _checked(context, answer)
+        return self._checked(context, lambda: pb.SearchBatchReply(replies=[answer(one) for one in request.requests]))
+
+    def Statistics(self, request: pb.StatisticsRequest, context: grpc.ServicerContext) -> pb.StatisticsReply:
+        """Return what idf needs of this shard."""
+
+        def answer() -> pb.StatisticsReply:
+            found = self._index.statistics(decode_request(request.request_json))
+            return pb.StatisticsReply(documents=found.documents, frequencies=found.frequencies)
+
+        return self._checked(context, answer)
+
+    def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthReply:
+        """Say whether searches are answered, and what is wrong."""
+        index, described = self._index, self._index.describe()
+        problem = self._state.starting or index.refusal or index.caveat or described.get("problem", "")
+        refused = "refused" if index.refusal else "incomplete" if index.caveat else "serving"
+        return pb.HealthReply(
+            status="starting" if self._state.starting else refused,
+            problem=problem,
+            base_version=index.base_version,
+            shard=str(index.shard),
+            verification=described.get("verification", {}).get("state", ""),
+        )
+
+    def _answer(self, request: pb.SearchRequest, deadline: float | None) -> pb.SearchReply:
+        if self._state.starting:
+            raise NotServing(f"starting: {self._state.starting}")
+        wanted = decode_request(request.request_json)
+        common = common_of(request.common) if request.HasField("common") else None
+        if request.explain or request.explain_ad_id:
+            return reply_of(self._index.explain(wanted, request.k, request.explain_ad_id or None, common=common))
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        given = request.timeout_s or None
+        timeout_s = given if left is None else left if given is None else min(given, left)
+        counting = not request.skip_total
+        found = self._index.search(wanted, request.k, counting=counting, timeout_s=timeout_s, common=common)
+        return reply_of(found, columns=request.columns)
+
+    def _checked(self, context: grpc.ServicerContext, answer: Callable[[], T]) -> T:
+        try:
+            return answer()
+        except InvalidRequest as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, _sendable(error))
+            raise
+        except NotServing as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, _sendable(error))
+            raise
 
     def Get(self, request: pb.GetRequest, context: grpc.ServicerContext) -> pb.GetReply:
         """Return what is served of some documents."""
-        documents = self._index.get(list(request.document_ids))
-        return pb.GetReply(documents=documents, base_version=self._index.base_version)
+
+        def answer() -> pb.GetReply:
+            documents = self._index.get(list(request.document_ids), list(request.fields) or None)
+            return pb.GetReply(documents=documents, base_version=self._index.base_version)
+
+        return self._checked(context, answer)
 
     def Stats(self, request: pb.StatsRequest, context: grpc.ServicerContext) -> pb.StatsReply:
-        """Return sizes, versions and positions."""
-        return pb.StatsReply(stats_json=json.dumps(self._index.stats()))
+        """Return sizes, versions and positions, and which process answers."""
+        return pb.StatsReply(stats_json=json.dumps({**self._index.stats(), "process": os.getpid()}))
 
     def Budget(self, request: pb.BudgetRequest, context: grpc.ServicerContext) -> pb.BudgetState:
         """Return a campaign's budget state; without a version when none is known."""
@@ -192,11 +269,14 @@ class _Service(rpc.ManasServicer):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "stopping, or too slow; follow again")
 
 
-def _checked(context: grpc.ServicerContext, answer: Callable[[], T]) -> T:
-    try:
-        return answer()
-    except InvalidRequest as error:
-        # JSON can smuggle in lone surrogates, which gRPC could not encode.
-        sentence = str(error).encode(errors="backslashreplace").decode()
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, sentence)
-        raise
+def _sendable(error: Exception) -> str:
+    """Return an error's words; JSON can smuggle in lone surrogates, which gRPC could not encode."""
+    return str(error).encode(errors="backslashreplace").decode()
+
+
+def _deadline(context: grpc.ServicerContext) -> float | None:
+    """Return when to stop searching so that the reply is there before the caller gives up; None: no hurry."""
+    left = context.time_remaining()
+    return (
+        None if left is None or left > _PATIENCE_SECONDS else time.monotonic() + left - min(_WAY_BACK_SECONDS, left / 4)
+    )

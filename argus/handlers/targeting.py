@@ -27,7 +27,7 @@ def targeting(row: Inputs, context: HandlerContext) -> Mapping[str, Value]:
     excluded = spec.pop(_EXCLUDE_KEY, {})
     if not isinstance(excluded, dict):
         raise _bad(f'"{_EXCLUDE_KEY}" must be an object of dimensions, not {_shown(excluded)}')
-    dimensions = context.catalog.dimensions
+    dimensions = {name: dimension for name, dimension in context.catalog.dimensions.items() if dimension.flat}
     for name in (*spec, *excluded):
         if name not in dimensions:
             raise _bad(f"{name!r} is not a targeting dimension; there are {', '.join(dimensions)}")

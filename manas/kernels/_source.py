@@ -12,63 +12,11 @@ slices of blocks and continued.
 # ruff: noqa: PLR1730 - Numba's min and max can raise, and kernels must not
 from __future__ import annotations
 
-from llvmlite import ir
 from numba import cfunc, njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from manas.kernels.layout import BLOCK_IDS, BLOCK_WORDS, Bonus, Code, Op, Param
-
-
-def _pointer_cast(element):
-    pointer = types.CPointer(element)
-
-    @intrinsic
-    def cast(typing_context, address):
-        def codegen(context, builder, signature, arguments):
-            return builder.inttoptr(arguments[0], context.get_value_type(pointer))
-
-        return pointer(types.int64), codegen
-
-    return cast
-
-
-u64 = _pointer_cast(types.uint64)
-i64 = _pointer_cast(types.int64)
-u32 = _pointer_cast(types.uint32)
-i32 = _pointer_cast(types.int32)
-f64 = _pointer_cast(types.float64)
-f32 = _pointer_cast(types.float32)
-
-
-@intrinsic
-def bits_to_float(typing_context, bits):
-    """Reinterpret the 64 bits of an integer as a float."""
-
-    def codegen(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.DoubleType())
-
-    return types.float64(types.int64), codegen
-
-
-@intrinsic
-def popcount(typing_context, word):
-    """Count set bits."""
-
-    def codegen(context, builder, signature, arguments):
-        return builder.ctpop(arguments[0])
-
-    return types.uint64(types.uint64), codegen
-
-
-@intrinsic
-def trailing_zeros(typing_context, word):
-    """Count zeros below the lowest set bit."""
-
-    def codegen(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], cgutils.false_bit)
-
-    return types.uint64(types.uint64), codegen
+from manas.kernels._intrinsics import bits_to_float, f32, f64, i64, popcount, trailing_zeros, u32, u64
+from manas.kernels._predicate_source import keep_predicates
+from manas.kernels.layout import BLOCK_IDS, BLOCK_WORDS, BOUND_IDS, Bonus, Code, Op, Param
 
 
 @njit(inline="always")
@@ -206,6 +154,8 @@ def evaluate(code, length, cursors, stack, block):
                         if number < least or number > most:
                             keep &= ~(types.uint64(1) << bit)
                     stack[base + w] = keep
+        elif op == Op.AND_PREDICATE:
+            keep_predicates(stack, top * BLOCK_WORDS, first, a)
         else:  # Op.PUSH_NONE
             top += 1
             base = top * BLOCK_WORDS
@@ -283,11 +233,106 @@ def offer(p, scores, ties, ids, score, tie, number):
     ids[at] = number
 
 
+@njit(inline="always")
+def bonus_bounds(bonuses, count, block):
+    """Return the most that the lists can add to a score in a block, and from that block on.
+
+    The sums run in the order in which scores are added up, and rounding is monotonic: no score is above its bound.
+    """
+    here = 0.0
+    later = 0.0
+    first = block * BLOCK_IDS
+    last = first + BLOCK_IDS
+    for b in range(count):
+        row = b * Bonus.WIDTH
+        weight = bits_to_float(bonuses[row + Bonus.WEIGHT])
+        if weight <= 0.0:
+            continue
+        bounds_at = bonuses[row + Bonus.BOUNDS]
+        bounds = f32(bounds_at)
+        suffix = f32(bonuses[row + Bonus.SUFFIX])
+        if bonuses[row + Bonus.DENSE] != 0:
+            if bounds_at == 0:
+                here += weight
+                later += weight
+            else:
+                here += weight * bounds[block]
+                later += weight * suffix[block]
+        else:
+            ids = u32(bonuses[row + Bonus.ADDRESS])
+            size = bonuses[row + Bonus.COUNT]
+            place = seek(ids, size, bonuses[row + Bonus.CURSOR], first)
+            bonuses[row + Bonus.CURSOR] = place
+            if place < size:
+                if bounds_at == 0:
+                    later += weight
+                    if ids[place] < last:
+                        here += weight
+                else:
+                    group = place // BOUND_IDS
+                    later += weight * suffix[group]
+                    if ids[place] < last:
+                        most = bounds[group]
+                        group += 1
+                        while group * BOUND_IDS < size and ids[group * BOUND_IDS] < last:
+                            if bounds[group] > most:
+                                most = bounds[group]
+                            group += 1
+                        here += weight * most
+    return here, later
+
+
+@njit(inline="always")
+def add_bonuses(bonuses, count, stack, bonus, block):
+    """Write into `bonus` what the lists add to the score of each id of a block whose bit is set."""
+    first = block * BLOCK_IDS
+    for i in range(BLOCK_IDS):
+        bonus[i] = 0.0
+    for b in range(count):
+        row = b * Bonus.WIDTH
+        weight = bits_to_float(bonuses[row + Bonus.WEIGHT])
+        payload_at = bonuses[row + Bonus.PAYLOAD]
+        payload = f32(payload_at)
+        if bonuses[row + Bonus.DENSE] != 0:
+            bits = u64(bonuses[row + Bonus.ADDRESS])
+            if payload_at == 0:
+                for w in range(BLOCK_WORDS):
+                    left = bits[block * BLOCK_WORDS + w] & stack[w]
+                    while left != 0:
+                        offset = w * 64 + types.int64(trailing_zeros(left))
+                        left &= left - types.uint64(1)
+                        bonus[offset] += weight
+            else:
+                rank = types.int64(u32(bonuses[row + Bonus.RANKS])[block])
+                for w in range(BLOCK_WORDS):
+                    own = bits[block * BLOCK_WORDS + w]
+                    left = own & stack[w]
+                    while left != 0:
+                        bit = trailing_zeros(left)
+                        left &= left - types.uint64(1)
+                        before = own & ((types.uint64(1) << bit) - types.uint64(1))
+                        place = rank + types.int64(popcount(before))
+                        bonus[w * 64 + types.int64(bit)] += weight * payload[place]
+                    rank += types.int64(popcount(own))
+        else:
+            ids = u32(bonuses[row + Bonus.ADDRESS])
+            size = bonuses[row + Bonus.COUNT]
+            place = seek(ids, size, bonuses[row + Bonus.CURSOR], first)
+            while place < size and ids[place] < first + BLOCK_IDS:
+                offset = types.int64(ids[place]) - first
+                if payload_at != 0:
+                    bonus[offset] += weight * payload[place]
+                else:
+                    bonus[offset] += weight
+                place += 1
+            bonuses[row + Bonus.CURSOR] = place
+
+
 SIGNATURE = types.void(types.CPointer(types.int64))
 
 
 def top_k(p):
-    """Rank what a program matches in blocks [BLOCK, UNTIL): static score, plus weights of matching bonus lists.
+    """Rank what a program matches in blocks [BLOCK, UNTIL): static score, plus weight x payload of matching lists.
 
     Blocks whose bound is below the worst of k candidates are skipped, unless everything is to be counted; the suffix
     bound ends the run. Both are strict, so ties are decided by the tie key, whatever the order of ids; only where ids
@@ -311,7 +356,9 @@ def top_k(p):
     k = p[Param.K]
     counting = p[Param.COUNTING]
     rising = p[Param.TIES_RISE]
-    most_bonus = bits_to_float(p[Param.BONUS_BOUND])
+    paging = p[Param.AFTER]
+    after_score = bits_to_float(p[Param.AFTER_SCORE])
+    after_tie = p[Param.AFTER_TIE]
     until = p[Param.UNTIL]
     block = p[Param.BLOCK]
     matched = p[Param.MATCHED]
@@ -324,14 +371,18 @@ def top_k(p):
         hopeless = False
         if full:
             bar = best_scores[0]
-            if suffix_max[block] + most_bonus < bar or (rising and bonus_count == 0 and suffix_max[block] <= bar):
+            here = 0.0
+            later = 0.0
+            if bonus_count > 0:
+                here, later = bonus_bounds(bonuses, bonus_count, block)
+            if suffix_max[block] + later < bar or (rising and bonus_count == 0 and suffix_max[block] <= bar):
                 if counting == 0:
                     p[Param.STOPPED] = 1
                     block = until
                     break
                 hopeless = True
             else:
-                hopeless = block_max[block] + most_bonus < bar
+                hopeless = block_max[block] + here < bar
             if hopeless and counting == 0:
                 block += 1
                 continue
@@ -344,36 +395,7 @@ def top_k(p):
                 continue
             first = block * BLOCK_IDS
             if bonus_count > 0:
-                for i in range(BLOCK_IDS):
-                    bonus[i] = 0.0
-                for b in range(bonus_count):
-                    row = b * Bonus.WIDTH
-                    weight = bits_to_float(bonuses[row + Bonus.WEIGHT])
-                    payload_at = bonuses[row + Bonus.PAYLOAD]
-                    payload = f32(payload_at)
-                    if bonuses[row + Bonus.DENSE] != 0:
-                        bits = u64(bonuses[row + Bonus.ADDRESS])
-                        for w in range(BLOCK_WORDS):
-                            left = bits[block * BLOCK_WORDS + w] & stack[w]
-                            while left != 0:
-                                offset = w * 64 + types.int64(trailing_zeros(left))
-                                left &= left - types.uint64(1)
-                                if payload_at != 0:
-                                    bonus[offset] += weight * payload[first + offset]
-                                else:
-                                    bonus[offset] += weight
-                    else:
-                        ids = u32(bonuses[row + Bonus.ADDRESS])
-                        size = bonuses[row + Bonus.COUNT]
-                        place = seek(ids, size, bonuses[row + Bonus.CURSOR], first)
-                        while place < size and ids[place] < first + BLOCK_IDS:
-                            offset = types.int64(ids[place]) - first
-                            if payload_at != 0:
-                                bonus[offset] += weight * payload[place]
-                            else:
-                                bonus[offset] += weight
-                            place += 1
-                        bonuses[row + Bonus.CURSOR] = place
+                add_bonuses(bonuses, bonus_count, stack, bonus, block)
             done = False
             for w in range(BLOCK_WORDS):
                 left = stack[w]
@@ -384,6 +406,8 @@ def top_k(p):
                     score = static[number]
                     if bonus_count > 0:
                         score += bonus[number - first]
+                    if paging and not worse(score, tie_keys[number], after_score, after_tie):
+                        continue
                     offer(p, best_scores, best_ties, best_ids, score, tie_keys[number], number)
                     if rising and bonus_count == 0 and counting == 0 and p[Param.HEAP_SIZE] == k:
                         # Ids follow (score, tie key): nothing that comes later can be better.

@@ -7,6 +7,8 @@ from typing import NamedTuple
 BLOCK_IDS = 1024
 """Ids per block: 16 words, two cache lines of every dense list, and a bound for every 1024 scores."""
 BLOCK_WORDS = BLOCK_IDS // 64
+BOUND_IDS = 128
+"""Ids of a split list that share a bound for their payloads: one page of ids has eight of them, 3% more bytes."""
 
 
 class _Op(NamedTuple):
@@ -27,6 +29,7 @@ class _Op(NamedTuple):
     AND_RANGE_INT: int = 12
     AND_RANGE_FLOAT: int = 13
     PUSH_NONE: int = 14
+    AND_PREDICATE: int = 15
     DENSE_LAST: int = 3
     SPLIT_LAST: int = 6
 
@@ -42,7 +45,7 @@ class _Code(NamedTuple):
 
 
 class _Bonus(NamedTuple):
-    """Columns of a list that adds to the score of what it holds."""
+    """Columns of a list that adds to the score of what it holds; without a PAYLOAD (0), each of its ids has 1."""
 
     DENSE: int = 0
     ADDRESS: int = 1
@@ -50,7 +53,13 @@ class _Bonus(NamedTuple):
     WEIGHT: int = 3
     PAYLOAD: int = 4
     CURSOR: int = 5
-    WIDTH: int = 6
+    RANKS: int = 6
+    """Of a dense list with payloads: how many of its ids come before each block."""
+    BOUNDS: int = 7
+    """Largest payload of each block (dense) or of each BOUND_IDS ids (split)."""
+    SUFFIX: int = 8
+    """Largest payload from there on."""
+    WIDTH: int = 9
 
 
 class _Param(NamedTuple):
@@ -72,7 +81,8 @@ class _Param(NamedTuple):
     BONUSES: int = 13
     BONUS_TABLE: int = 14
     BONUS_BUFFER: int = 15
-    BONUS_BOUND: int = 16
+    AFTER: int = 16
+    """Whether only candidates that rank behind (AFTER_SCORE, AFTER_TIE) are wanted: the next page."""
     K: int = 17
     HEAP_SIZE: int = 18
     HEAP_SCORES: int = 19
@@ -84,6 +94,8 @@ class _Param(NamedTuple):
     EVALUATED: int = 25
     STOPPED: int = 26
     OUT: int = 27
+    AFTER_SCORE: int = 28
+    AFTER_TIE: int = 29
     COUNT: int = 32
 
 

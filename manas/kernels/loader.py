@@ -18,7 +18,16 @@ import msgspec
 from manas._exceptions import ManasError
 
 _HERE = Path(__file__).parent
-_SOURCES = ("_source.py", "layout.py", "_compile.py")
+_SOURCES = (
+    "_intrinsics.py",
+    "_source.py",
+    "layout.py",
+    "_vector_source.py",
+    "vector_layout.py",
+    "_predicate_source.py",
+    "predicate_layout.py",
+    "_compile.py",
+)
 _COMPILE_SECONDS = 600.0
 """Compiling takes about ten seconds on an idle machine."""
 
@@ -41,6 +50,11 @@ class Kernels:
         entries = {name: prototype(self._engine.get_function_address(symbol)) for name, symbol in names.items()}
         self.top_k = entries["top_k"]
         self.match = entries["match"]
+        self.scan_near = entries["scan_near"]
+        self.probe_near = entries["probe_near"]
+        self.walk_near = entries["walk_near"]
+        self.score_near = entries["score_near"]
+        self.judge = entries["judge"]
 
 
 @cache

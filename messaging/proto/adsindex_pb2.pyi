@@ -125,7 +125,7 @@ class DocumentDelta(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., document_id: _Optional[str] = ..., version: _Optional[int] = ..., deleted: _Optional[bool] = ..., body: _Optional[bytes] = ...) -> None: ...
 
 class BudgetState(_message.Message):
-    __slots__ = ("header", "campaign_id", "version", "deleted", "daily_micros", "lifetime_micros", "spent_today_micros", "spent_total_micros", "currency")
+    __slots__ = ("header", "campaign_id", "version", "deleted", "daily_micros", "lifetime_micros", "spent_today_micros", "spent_total_micros", "currency", "frequency_cap_day", "frequency_cap_week", "frequency_cap_total")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CAMPAIGN_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +135,9 @@ class BudgetState(_message.Message):
     SPENT_TODAY_MICROS_FIELD_NUMBER: _ClassVar[int]
     SPENT_TOTAL_MICROS_FIELD_NUMBER: _ClassVar[int]
     CURRENCY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_CAP_DAY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_CAP_WEEK_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_CAP_TOTAL_FIELD_NUMBER: _ClassVar[int]
     header: Header
     campaign_id: str
     version: int
@@ -144,7 +147,10 @@ class BudgetState(_message.Message):
     spent_today_micros: int
     spent_total_micros: int
     currency: str
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., campaign_id: _Optional[str] = ..., version: _Optional[int] = ..., deleted: _Optional[bool] = ..., daily_micros: _Optional[int] = ..., lifetime_micros: _Optional[int] = ..., spent_today_micros: _Optional[int] = ..., spent_total_micros: _Optional[int] = ..., currency: _Optional[str] = ...) -> None: ...
+    frequency_cap_day: int
+    frequency_cap_week: int
+    frequency_cap_total: int
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., campaign_id: _Optional[str] = ..., version: _Optional[int] = ..., deleted: _Optional[bool] = ..., daily_micros: _Optional[int] = ..., lifetime_micros: _Optional[int] = ..., spent_today_micros: _Optional[int] = ..., spent_total_micros: _Optional[int] = ..., currency: _Optional[str] = ..., frequency_cap_day: _Optional[int] = ..., frequency_cap_week: _Optional[int] = ..., frequency_cap_total: _Optional[int] = ...) -> None: ...
 
 class DeadLetter(_message.Message):
     __slots__ = ("header", "stage", "handler", "reason", "error", "detail", "topic", "partition", "offset", "payload", "payload_type", "at_us", "table", "row")
@@ -277,48 +283,149 @@ class ProcessReply(_message.Message):
     def __init__(self, documents: _Optional[_Iterable[_Union[DocumentDelta, _Mapping]]] = ..., dead_letters: _Optional[_Iterable[_Union[DeadLetter, _Mapping]]] = ..., rows_written: _Optional[int] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("request_json", "k", "explain", "explain_ad_id", "skip_total", "timeout_s")
+    __slots__ = ("request_json", "k", "explain", "explain_ad_id", "skip_total", "timeout_s", "common", "columns")
     REQUEST_JSON_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_AD_ID_FIELD_NUMBER: _ClassVar[int]
     SKIP_TOTAL_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    COMMON_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
     request_json: str
     k: int
     explain: bool
     explain_ad_id: str
     skip_total: bool
     timeout_s: float
-    def __init__(self, request_json: _Optional[str] = ..., k: _Optional[int] = ..., explain: _Optional[bool] = ..., explain_ad_id: _Optional[str] = ..., skip_total: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    common: Common
+    columns: bool
+    def __init__(self, request_json: _Optional[str] = ..., k: _Optional[int] = ..., explain: _Optional[bool] = ..., explain_ad_id: _Optional[str] = ..., skip_total: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., common: _Optional[_Union[Common, _Mapping]] = ..., columns: _Optional[bool] = ...) -> None: ...
+
+class Common(_message.Message):
+    __slots__ = ("has_documents", "documents", "frequencies", "vector", "candidates")
+    class FrequenciesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    HAS_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCIES_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    has_documents: bool
+    documents: int
+    frequencies: _containers.ScalarMap[str, int]
+    vector: bytes
+    candidates: bool
+    def __init__(self, has_documents: _Optional[bool] = ..., documents: _Optional[int] = ..., frequencies: _Optional[_Mapping[str, int]] = ..., vector: _Optional[bytes] = ..., candidates: _Optional[bool] = ...) -> None: ...
 
 class Hit(_message.Message):
-    __slots__ = ("ad_id", "score")
+    __slots__ = ("ad_id", "score", "groups")
     AD_ID_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
     ad_id: str
     score: float
-    def __init__(self, ad_id: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
+    groups: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ad_id: _Optional[str] = ..., score: _Optional[float] = ..., groups: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SearchReply(_message.Message):
-    __slots__ = ("hits", "total", "explain_json", "total_is_lower_bound", "partial")
+    __slots__ = ("hits", "total", "explain_json", "total_is_lower_bound", "partial", "missing_shards", "problem", "error", "page_token", "int_keys", "keys", "scores")
+    class MissingShardsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     HITS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_JSON_FIELD_NUMBER: _ClassVar[int]
     TOTAL_IS_LOWER_BOUND_FIELD_NUMBER: _ClassVar[int]
     PARTIAL_FIELD_NUMBER: _ClassVar[int]
+    MISSING_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    INT_KEYS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     hits: _containers.RepeatedCompositeFieldContainer[Hit]
     total: int
     explain_json: str
     total_is_lower_bound: bool
     partial: bool
-    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., total: _Optional[int] = ..., explain_json: _Optional[str] = ..., total_is_lower_bound: _Optional[bool] = ..., partial: _Optional[bool] = ...) -> None: ...
+    missing_shards: _containers.ScalarMap[str, str]
+    problem: str
+    error: str
+    page_token: str
+    int_keys: _containers.RepeatedScalarFieldContainer[int]
+    keys: _containers.RepeatedScalarFieldContainer[str]
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., total: _Optional[int] = ..., explain_json: _Optional[str] = ..., total_is_lower_bound: _Optional[bool] = ..., partial: _Optional[bool] = ..., missing_shards: _Optional[_Mapping[str, str]] = ..., problem: _Optional[str] = ..., error: _Optional[str] = ..., page_token: _Optional[str] = ..., int_keys: _Optional[_Iterable[int]] = ..., keys: _Optional[_Iterable[str]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class SearchBatchRequest(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[SearchRequest]
+    def __init__(self, requests: _Optional[_Iterable[_Union[SearchRequest, _Mapping]]] = ...) -> None: ...
+
+class SearchBatchReply(_message.Message):
+    __slots__ = ("replies",)
+    REPLIES_FIELD_NUMBER: _ClassVar[int]
+    replies: _containers.RepeatedCompositeFieldContainer[SearchReply]
+    def __init__(self, replies: _Optional[_Iterable[_Union[SearchReply, _Mapping]]] = ...) -> None: ...
+
+class StatisticsRequest(_message.Message):
+    __slots__ = ("request_json",)
+    REQUEST_JSON_FIELD_NUMBER: _ClassVar[int]
+    request_json: str
+    def __init__(self, request_json: _Optional[str] = ...) -> None: ...
+
+class StatisticsReply(_message.Message):
+    __slots__ = ("documents", "frequencies")
+    class FrequenciesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCIES_FIELD_NUMBER: _ClassVar[int]
+    documents: int
+    frequencies: _containers.ScalarMap[str, int]
+    def __init__(self, documents: _Optional[int] = ..., frequencies: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class HealthRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HealthReply(_message.Message):
+    __slots__ = ("status", "problem", "base_version", "shard", "verification")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_FIELD_NUMBER: _ClassVar[int]
+    status: str
+    problem: str
+    base_version: str
+    shard: str
+    verification: str
+    def __init__(self, status: _Optional[str] = ..., problem: _Optional[str] = ..., base_version: _Optional[str] = ..., shard: _Optional[str] = ..., verification: _Optional[str] = ...) -> None: ...
 
 class GetRequest(_message.Message):
-    __slots__ = ("document_ids",)
+    __slots__ = ("document_ids", "fields")
     DOCUMENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
     document_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, document_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    fields: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, document_ids: _Optional[_Iterable[str]] = ..., fields: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ServedDocument(_message.Message):
     __slots__ = ("document_id", "found", "deleted", "version", "layer", "body", "trace_id", "origin_us", "answerable_us", "hops")

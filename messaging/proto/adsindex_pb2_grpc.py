@@ -258,6 +258,21 @@ class ManasStub:
                 request_serializer=messaging_dot_proto_dot_adsindex__pb2.SearchRequest.SerializeToString,
                 response_deserializer=messaging_dot_proto_dot_adsindex__pb2.SearchReply.FromString,
                 _registered_method=True)
+        self.SearchBatch = channel.unary_unary(
+                '/adsindex.v1.Manas/SearchBatch',
+                request_serializer=messaging_dot_proto_dot_adsindex__pb2.SearchBatchRequest.SerializeToString,
+                response_deserializer=messaging_dot_proto_dot_adsindex__pb2.SearchBatchReply.FromString,
+                _registered_method=True)
+        self.Statistics = channel.unary_unary(
+                '/adsindex.v1.Manas/Statistics',
+                request_serializer=messaging_dot_proto_dot_adsindex__pb2.StatisticsRequest.SerializeToString,
+                response_deserializer=messaging_dot_proto_dot_adsindex__pb2.StatisticsReply.FromString,
+                _registered_method=True)
+        self.Health = channel.unary_unary(
+                '/adsindex.v1.Manas/Health',
+                request_serializer=messaging_dot_proto_dot_adsindex__pb2.HealthRequest.SerializeToString,
+                response_deserializer=messaging_dot_proto_dot_adsindex__pb2.HealthReply.FromString,
+                _registered_method=True)
         self.Get = channel.unary_unary(
                 '/adsindex.v1.Manas/Get',
                 request_serializer=messaging_dot_proto_dot_adsindex__pb2.GetRequest.SerializeToString,
@@ -284,6 +299,24 @@ class ManasServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Search(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchBatch(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Statistics(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Health(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -320,6 +353,21 @@ def add_ManasServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=messaging_dot_proto_dot_adsindex__pb2.SearchRequest.FromString,
                     response_serializer=messaging_dot_proto_dot_adsindex__pb2.SearchReply.SerializeToString,
+            ),
+            'SearchBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchBatch,
+                    request_deserializer=messaging_dot_proto_dot_adsindex__pb2.SearchBatchRequest.FromString,
+                    response_serializer=messaging_dot_proto_dot_adsindex__pb2.SearchBatchReply.SerializeToString,
+            ),
+            'Statistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.Statistics,
+                    request_deserializer=messaging_dot_proto_dot_adsindex__pb2.StatisticsRequest.FromString,
+                    response_serializer=messaging_dot_proto_dot_adsindex__pb2.StatisticsReply.SerializeToString,
+            ),
+            'Health': grpc.unary_unary_rpc_method_handler(
+                    servicer.Health,
+                    request_deserializer=messaging_dot_proto_dot_adsindex__pb2.HealthRequest.FromString,
+                    response_serializer=messaging_dot_proto_dot_adsindex__pb2.HealthReply.SerializeToString,
             ),
             'Get': grpc.unary_unary_rpc_method_handler(
                     servicer.Get,
@@ -369,6 +417,87 @@ class Manas:
             '/adsindex.v1.Manas/Search',
             messaging_dot_proto_dot_adsindex__pb2.SearchRequest.SerializeToString,
             messaging_dot_proto_dot_adsindex__pb2.SearchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adsindex.v1.Manas/SearchBatch',
+            messaging_dot_proto_dot_adsindex__pb2.SearchBatchRequest.SerializeToString,
+            messaging_dot_proto_dot_adsindex__pb2.SearchBatchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Statistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adsindex.v1.Manas/Statistics',
+            messaging_dot_proto_dot_adsindex__pb2.StatisticsRequest.SerializeToString,
+            messaging_dot_proto_dot_adsindex__pb2.StatisticsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Health(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adsindex.v1.Manas/Health',
+            messaging_dot_proto_dot_adsindex__pb2.HealthRequest.SerializeToString,
+            messaging_dot_proto_dot_adsindex__pb2.HealthReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,11 @@ def test_every_reading_command_works_without_a_running_service(home: Path) -> No
         assert as_json("show", kind, identifier, home=home)
     assert as_json("status", home=home)["documents"] == len(documents(home))
     assert as_json("why", "campaign", "1001", home=home)["steps"]
+    scored = as_json("search", "--request", '{"age": "*", "gender": "*", "interests": "*", "country": "*", '
+                     '"device": "*", "language": "*"}', "-k", "5", "--score", "7 + 0 * bid", "--rerank", "50",
+                     home=home)["hits"]  # fmt: skip
+    assert {hit["score"] for hit in scored} == {7.0}
+    assert [hit["ad_id"] for hit in scored] == sorted(hit["ad_id"] for hit in scored)
     explained = as_json("search", "--request", "{}", "--explain", "--ad", str(ad), home=home)
     assert "plan" in explained and "ad" in explained
 
@@ -69,6 +74,7 @@ def test_two_homes_do_not_see_each_other(home: Path, tmp_path: Path) -> None:
         (("search", "--request", '{"filter": ' + '{"not": ' * 3000 + "1" + "}" * 3001), ("nested",)),
         (("search", "--request", "[" * 100_000), ("nested",)),
         (("search",), ("--request",)),
+        (("search", "--request", "{}", "--score", "bid +"), ("score, character 6",)),
         (("show", "campain", "1"), ("campain", "campaign")),
         (("show", "ad", "987654321"), ("987654321",)),
         (("why", "campaign", "987654321"), ("987654321",)),

@@ -1,4 +1,4 @@
-"""Run the Manas stage of a home as a process of its own; print the port once it is ready."""
+"""Run the Manas stage of a home as a process of its own, with settings as key=value; print the port once ready."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from messaging.metrics import StageMetrics
 from messaging.stage import StageContext
 
 
-def main(root: str) -> None:
+def main(root: str, *settings: str) -> None:
     """Serve until SIGTERM."""
     home = Home.open(Path(root))
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     log = open_embedded_log(home.log, home.wake)
     metrics = StageMetrics(home.metrics, "manas")
-    run(StageContext("manas", 0, home, load_catalog(), log, metrics, stop, lambda port: print(port, flush=True)))
+    context = StageContext("manas", 0, home, load_catalog(), log, metrics, stop, lambda port: print(port, flush=True))
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        context.settings[name] = value
+    run(context)
     log.close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

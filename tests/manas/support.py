@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from catalog import Catalog, load_catalog
 from catalog.documents import encode_document
-from manas import Index, PlannerLimits, Segment, SegmentWriter
+from manas import Index, PlannerLimits, Segment, SegmentWriter, VectorBuild
+from messaging.api import OutRecord
 from messaging.proto import adsindex_pb2 as pb
+from messaging.topics import BUDGETS, DELTAS
 from tests.manas import reference
 
 CATALOG: Catalog = load_catalog()
@@ -60,6 +62,16 @@ def budget(campaign_id: int, version: int = 1, **fields: Any) -> pb.BudgetState:
     return pb.BudgetState(campaign_id=str(campaign_id), version=version, **fields)
 
 
+def log_records(*messages: pb.DocumentDelta | pb.BudgetState) -> list[OutRecord]:
+    """Return deltas and budget states as records for the log."""
+    return [
+        OutRecord(DELTAS, m.document_id, m.SerializeToString())
+        if isinstance(m, pb.DocumentDelta)
+        else OutRecord(BUDGETS, m.campaign_id, m.SerializeToString())
+        for m in messages
+    ]
+
+
 def write_segment(
     directory: Path,
     docs: Iterable[Mapping[str, Any]],
@@ -67,12 +79,12 @@ def write_segment(
     version: int = 1,
     snapshot_ts: int = 100,
     positions: Mapping[int, int] | None = None,
-    graph_from: int = 20_000,
+    vectors: VectorBuild | None = None,
     catalog: Catalog = CATALOG,
 ) -> Path:
     """Write documents, all of one version, as a segment in a new directory below `directory`."""
     target = directory / f"built-{next(_numbers)}"
-    writer = SegmentWriter(target, catalog, graph_from=graph_from)
+    writer = SegmentWriter(target, catalog, vectors=vectors)
     writer.write(((str(d["ad_id"]), version, encode_document(d)) for d in docs), snapshot_ts, positions or {}, {})
     return target
 

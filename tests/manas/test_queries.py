@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from manas import Index, PlannerLimits, Segment
+from manas import Index, PlannerLimits, Segment, VectorBuild
 from tests.manas.support import (
     CATALOG,
     VALUES,
@@ -74,8 +74,9 @@ def test_base_and_delta_answer_as_brute_force(
     alive = {**_by_id(base), **_by_id(newer)}
     alive = {key: d for key, d in alive.items() if int(key) not in deleted}
     with tempfile.TemporaryDirectory() as directory:
-        segment = Segment.open(write_segment(Path(directory), base, graph_from=data.draw(st.sampled_from([2, 1_000]))))
-        limits = PlannerLimits(exact_survivors=data.draw(st.sampled_from([1, 1_000])), max_walk_share=100)
+        build = VectorBuild(lists_from=data.draw(st.sampled_from([2, 1_000])))
+        segment = Segment.open(write_segment(Path(directory), base, vectors=build))
+        limits = PlannerLimits(exact_survivors=data.draw(st.sampled_from([1, 1_000])))
         index = Index(CATALOG, segment, limits=limits)
         index.apply_documents([delta(d, 200) for d in newer] + [tombstone(i, 300) for i in deleted])
         index.apply_budgets([budget(int(c), **state) for c, state in BUDGETS.items()])

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from catalog import Destination
@@ -25,12 +24,14 @@ from manas import (
     SegmentFormat,
     SegmentMissing,
     SegmentWriter,
+    VectorBuild,
     current_base,
     list_bases,
     publish,
     rollback,
 )
-from tests.manas.support import CATALOG, VALUES, document, embedding, ids, make_index, write_segment
+from tests.manas.scoring_support import SCORED
+from tests.manas.support import CATALOG, VALUES, document, embedding, make_index, write_segment
 
 BROWSE = dict.fromkeys(VALUES, "*")
 DOCS = [document(i, price_micros=i, embedding=embedding(i), terms=["a", f"w{i}"]) for i in (7, 3, 11)]
@@ -102,23 +103,31 @@ def _all_numbers(i: int) -> dict[str, float]:
     return {f.name: i for f in CATALOG.fields.values() if f.index is Destination.NUMERIC}
 
 
-_MANY = [document(0, bid_account_micros=None), *(document(i, **_all_numbers(i)) for i in range(1, 40))]
+_LISTS: dict[str, Any] = {"interests": [1], "affinities": [5], "categories": ["home"], "terms": ["red"]}
+_MANY = [document(0, bid_account_micros=None), *(document(i, **_LISTS, **_all_numbers(i)) for i in range(1, 40))]
 """Enough for posting lists of both kinds, and one document without numbers."""
+
+
+FAMILIES = ("body", "keys", "shown", "weights")
+PAYLOADS = ("categories", "interests", "terms")
+PAYLOAD_FILES = ("values", "starts", "bounds", "bound_starts")
+VECTOR_FILES = ("ids", "rows", "matrix", "starts", "centroids", "spread", "links", "plan")
 
 
 def _files() -> list[str]:
     fields = CATALOG.fields.values()
     numbers = [f.name for f in fields if f.index is Destination.NUMERIC]
-    names = ["documents.blob", "documents.place", "ids.blob", "ids.offsets", "ids.order", "ids.ties", "versions"]
-    names.append("scores.static")
-    names += ["terms.blob", "terms.offsets", "postings.dense", "postings.split", "postings.entries", "manifest.json"]
+    names = [f"forward.{family}.{part}" for family in FAMILIES for part in ("blob", "starts", "lengths")]
+    names += ["ids.order", "ids.ties", "versions", "scores.static", "terms.blob", "terms.offsets", "manifest.json"]
+    names += [f"postings.{part}" for part in ("dense", "split", "places", "counts")]
+    names += [f"payloads.{name}.{part}" for name in PAYLOADS for part in PAYLOAD_FILES]
     names += [f"numbers.{name}.{part}" for name in numbers for part in ("values", "sorted", "order", "present")]
-    return names + [f"vectors.embedding.{part}" for part in ("ids", "matrix", "graph")]
+    return names + [f"vectors.embedding.{part}" for part in VECTOR_FILES]
 
 
 def test_every_file_is_listed_with_its_checksum(tmp_path: Path) -> None:
     """The manifest covers each file of the directory, so damage anywhere can be seen."""
-    built = write_segment(tmp_path, _MANY, graph_from=1)
+    built = write_segment(tmp_path, _MANY, catalog=SCORED, vectors=VectorBuild(lists_from=2, graph_micros=0))
     assert sorted(p.name for p in built.iterdir()) == sorted(_files())
     assert sorted(Segment.open(built).manifest.files) == sorted(n for n in _files() if n != "manifest.json")
 
@@ -126,7 +135,7 @@ def test_every_file_is_listed_with_its_checksum(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", _files())
 def test_damage_to_any_file_is_detected_and_named(tmp_path: Path, name: str) -> None:
     """A flipped bit, a cut end, an extra byte and a missing file are each refused with the file's name."""
-    built = write_segment(tmp_path, _MANY, graph_from=1)
+    built = write_segment(tmp_path, _MANY, catalog=SCORED, vectors=VectorBuild(lists_from=2, graph_micros=0))
     file = built / name
     whole = file.read_bytes()
     assert whole, "the test needs contents to damage"
@@ -200,8 +209,8 @@ def test_corrupt_base_is_neither_published_nor_rolled_back_to(tmp_path: Path) ->
     for directory in (damaged, unfinished):
         with pytest.raises(SegmentError):
             publish(base, directory)
-    (base / first / "documents.blob").write_bytes(b"")
-    with pytest.raises(SegmentCorrupt, match=r"documents\.blob"):
+    (base / first / "forward.body.blob").write_bytes(b"")
+    with pytest.raises(SegmentCorrupt, match=r"forward\.body\.blob"):
         rollback(base)
     assert current_base(base) == second
     assert [b.version for b in list_bases(base)] == [first, second]
@@ -260,18 +269,3 @@ def test_base_built_on_another_file_system_is_copied_and_verified(
     assert Segment.open(base / version).manifest.documents == 3
     assert not built.exists()
     assert [b.version for b in list_bases(base)] == [version]
-
-
-def test_base_with_a_graph_finds_the_nearest(tmp_path: Path) -> None:
-    """The saved graph answers after a reload as the exact scan does."""
-    docs = [document(i, embedding=embedding(i)) for i in range(1, 400)]
-    segment = Segment.open(write_segment(tmp_path, docs, graph_from=100))
-    store = segment.vectors("embedding")
-    assert store is not None
-    assert len(store.graphed) == 399
-    query = np.frombuffer(embedding(77), "<f4")
-    walked = store.walk(query / np.linalg.norm(query), 10)
-    index = make_index(segment=segment)
-    exact = ids(index.search({**BROWSE, "vector": query.tolist()}, 10))
-    assert exact[0] == 77
-    assert len({int(segment.document_id(int(i))) for i in walked} & set(exact)) >= 9

@@ -19,11 +19,13 @@ from manas import (
     InvalidRequest,
     ManasClient,
     ManasUnavailable,
+    SegmentCorrupt,
     open_local_index,
     publish,
     rollback,
 )
-from manas._follower import BATCH, GROUP, Follower
+from manas._follower import GROUP, Follower
+from manas._loading import BATCH
 from manas.server import run
 from messaging.api import Log, OutRecord
 from messaging.embedded import open_embedded_log
@@ -276,7 +278,7 @@ def test_swap_does_not_step_back_behind_what_was_answerable(
     home: Home, log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Deltas that arrived while a base was being loaded are in the answers from the very moment of the swap."""
-    monkeypatch.setattr("manas._follower._CHECK_BASE_SECONDS", 0.0)
+    monkeypatch.setattr("manas._loading._CHECK_BASE_SECONDS", 0.0)
     _publish(log, budget(1), *(delta(document(i), 5) for i in range(1, 11)))
     index, metrics = Index(CATALOG), StageMetrics(home.metrics, "manas")
     follower = Follower(home.base, log, index, metrics)
@@ -284,8 +286,8 @@ def test_swap_does_not_step_back_behind_what_was_answerable(
     follower.catch_up()
     version = _base(home, tmp_path, log, range(1, 11), 5)
     follower.step()
-    assert follower._loading is not None
-    follower._loading.join()
+    assert follower._loader._loading is not None
+    follower._loader._loading.join()
     _publish(log, delta(document(11), 6), tombstone(1, 6))
     follower.step()
     assert index.base_version == version
@@ -294,14 +296,18 @@ def test_swap_does_not_step_back_behind_what_was_answerable(
     assert metrics.counters["applied"] == 12
 
 
-def test_start_passes_over_a_damaged_base_to_an_older_one(home: Home, log: Log, tmp_path: Path) -> None:
-    """With the current base damaged, the newest whole one before it serves with its deltas, and the problem is said."""
+def test_damaged_base_is_refused_and_an_older_one_stands_in_only_where_declared(
+    home: Home, log: Log, tmp_path: Path
+) -> None:
+    """With the current base damaged nothing else serves in silence; told to fall back, the problem is still said."""
     _publish(log, budget(1), *(delta(document(i), 5) for i in range(1, 4)))
     first = _base(home, tmp_path, log, range(1, 4), 5)
     _publish(log, delta(document(4), 6))
     second = _base(home, tmp_path, log, range(1, 5), 6)
     (home.base / second / "versions").unlink()
-    index = open_local_index(home, CATALOG, log)
+    with pytest.raises(SegmentCorrupt, match=r"versions: is missing"):
+        open_local_index(home, CATALOG, log)
+    index = open_local_index(home, CATALOG, log, base_fallback=True)
     assert sorted(ids(index.search(BROWSE, 0))) == [1, 2, 3, 4]
     stats = index.stats()
     assert stats["base"]["version"] == first

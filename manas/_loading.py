@@ -1,0 +1,304 @@
+"""Which base is in service: opened, filled with what the log has since, swapped in, verified, refused.
+
+A base that cannot be used is refused by name. Nothing else takes its place unless the settings say so.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from manas._exceptions import FoldFailed, IndexIncomplete, InvalidDocument, ManasError, SegmentCorrupt, SegmentError
+from manas._fold_files import SEGMENT, SET, Fold
+from manas._folder import Folder, FoldSpace, latest_folds, load_folds
+from manas._serving_settings import ServingSettings
+from manas._verify import Files, Verifier
+from manas._view import View
+from manas.bases import CURRENT, current_base, list_bases
+from manas.index import Index
+from manas.segment import Segment
+from manas.shards import ensure_part
+from messaging import dead_letters
+from messaging._exceptions import BadMessage, OffsetTrimmed
+from messaging.api import Log
+from messaging.proto import adsindex_pb2 as pb
+from messaging.topics import DELTAS
+
+BATCH = 500
+"""Deltas applied under one hold of the lock: about 20 ms, which is as long as a search may have to wait."""
+_CHECK_BASE_SECONDS = 0.5
+
+_log = structlog.get_logger()
+Positions = dict[int, int]
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A base with what came since, ready to be put in service; `positions`: where the log goes on."""
+
+    version: str
+    view: View
+    positions: Positions
+    folder: Folder | None
+    note: str = ""
+    """What is not as it should be, but does not keep it from being served."""
+
+
+class Loader:
+    """Opens bases for a follower. All methods belong to the follower's thread."""
+
+    def __init__(
+        self,
+        base_dir: Path,
+        log: Log,
+        index: Index,
+        settings: ServingSettings | None,
+        count: Callable[[str], None],
+        beat: Callable[[], None],
+    ) -> None:
+        """Without `settings` it reads and writes nothing. Raises OSError when there is no room to fold in."""
+        self._base_dir, self._log, self._index = base_dir, log, index
+        self._settings, self._count, self._beat = settings, count, beat
+        self._space = FoldSpace(base_dir, index.shard) if settings is not None and settings.fold is not None else None
+        self._fallback = settings is not None and settings.base_fallback
+        self._refused: set[str] = set()
+        self._pointer: tuple[int, int] | None = None
+        self._loading: threading.Thread | None = None
+        self._loaded: Loaded | tuple[str, ManasError] | None = None
+        self._checked_at = time.monotonic()
+        self.verifier = Verifier()
+        self.problem = ""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is wrong and what is going on, for stats."""
+        verifier = self.verifier
+        checked = {"state": verifier.state(), "bytes": verifier.verified_bytes, "pending": verifier.pending_bytes}
+        return {"problem": self.problem, "loading": self._loading is not None, "verification": checked}
+
+    # ---- opening ----
+
+    def first(self) -> Loaded:
+        """Open the base to start with. Raises SegmentError, or IndexIncomplete when the log lacks what it needs.
+
+        Only where the settings say so an earlier base stands in for one that cannot be used.
+        """
+        current = current_base(self._base_dir)
+        self._pointer = self._pointer_id()
+        if current is None:
+            return self.open("")
+        failure: ManasError | None = None
+        for version in (current, *self._earlier(current)):
+            try:
+                return self.open(version, self._beat)
+            except (SegmentError, IndexIncomplete) as error:
+                self._refuse(version, error)
+                failure = failure or error
+        raise failure or SegmentError(f"no base can be used in {self._base_dir}")
+
+    def open(self, version: str, beat: Callable[[], None] = lambda: None) -> Loaded:
+        """Map a base and the folded segments above it; the log is not read. Raises SegmentError, IndexIncomplete."""
+        shard, catalog = self._index.shard, self._index.schema.catalog
+        segment = None
+        if version:
+            directory = ensure_part(self._base_dir, version, shard, catalog, beat)
+            segment = Segment.open(directory, verify=False)
+        view = self._index.new_view(segment, version)
+        folds, where, note = self._folds(version)
+        positions = self._first_positions(segment, folds)
+        if folds:
+            view.stack(folds)
+        folder = None
+        if self._space is not None and where is not None and self._settings is not None and self._settings.fold:
+            folder = Folder(where, view, catalog, self._settings.fold, self._index)
+            folder.clean()
+            self._space.prune(self._base_dir)
+        return Loaded(version, view, positions, folder, note)
+
+    def _folds(self, version: str) -> tuple[list[Fold], Path | None, str]:
+        """Return the folded segments to use, where more are put, and what is wrong with those that are not used."""
+        where = (
+            self._space.of(version)
+            if self._space is not None
+            else latest_folds(self._base_dir, version, self._index.shard)
+        )
+        if where is None:
+            return [], None, ""
+        try:
+            folds = load_folds(where, version, self._index.schema.catalog)
+            if folds:
+                ends = self._log.end_offsets(DELTAS)
+                reach = folds[-1].segment.manifest.delta_positions
+                if any(offset > ends.get(partition, 0) for partition, offset in reach.items()):
+                    raise SegmentCorrupt(str(where), f"reaches to {reach}, the log ends at {ends}: it is another log")
+        except SegmentError as error:
+            self._folds_refused(version, error)
+            note = f"folded segments above {version or 'no base'} are not used, the log is read: {error}"
+            return [], where, note
+        return folds, where, ""
+
+    def _folds_refused(self, version: str, error: SegmentError) -> None:
+        self._count("folds_refused")
+        _log.error("manas.folds_refused", base=version, error=str(error))
+        if self._space is not None:
+            (self._space.of(version) / SET).unlink(missing_ok=True)
+
+    def _first_positions(self, segment: Segment | None, folds: list[Fold]) -> Positions:
+        """Return where to read on. Raises IndexIncomplete when that is no longer in the log."""
+        wanted: Mapping[int, int] = segment.manifest.delta_positions if segment is not None else {}
+        if folds:
+            wanted = folds[-1].segment.manifest.delta_positions
+        positions = {}
+        for partition, oldest in self._log.start_offsets(DELTAS).items():
+            positions[partition] = wanted.get(partition, 0)
+            if positions[partition] < oldest:
+                raise IndexIncomplete(
+                    f"{DELTAS}[{partition}]: deltas from offset {positions[partition]} are needed, the oldest kept is "
+                    f"{oldest}; build a newer base index"
+                )
+        return positions
+
+    def replay(self, loaded: Loaded, target: Positions) -> None:
+        """Apply records up to `target` to a view that is not in service. Raises IndexIncomplete, FoldFailed."""
+        index, positions = self._index, loaded.positions
+        for partition, end in target.items():
+            while positions.setdefault(partition, 0) < end:
+                most = BATCH if loaded.folder is None else max(1, min(BATCH, loaded.folder.room()))
+                try:
+                    records = self._log.read(DELTAS, partition, positions[partition], most)
+                except OffsetTrimmed as error:
+                    raise IndexIncomplete(str(error)) from error
+                prepared = []
+                for record in (r for r in records if r.offset < end):
+                    try:
+                        delta = dead_letters.parse(pb.DocumentDelta, record)
+                        if index.shard.has(delta.document_id):
+                            prepared.append(index.prepare(delta))
+                    except (BadMessage, InvalidDocument):
+                        self._count("replay_skipped")  # became a dead letter when it was first read
+                index.apply(prepared, loaded.view)
+                positions[partition] = min(end, records[-1].offset + 1) if records else end
+                if loaded.folder is not None:
+                    loaded.folder.fold_now(positions)
+
+    # ---- while serving ----
+
+    def in_service(self, loaded: Loaded) -> None:
+        """Note what is in service now, and verify it."""
+        self._refused.discard(loaded.version)
+        if not self._refused:
+            self.problem = loaded.note
+        self._index.refusal = ""
+        if self._space is not None:  # one who only looks is gone before it would be done
+            self.verifier.start(_files(loaded.view.segment, loaded.view.folds))
+
+    def tick(self, positions: Positions) -> Loaded | None:
+        """Look after the pointer and the checksums; return another base once it is loaded as far as `positions`."""
+        if (done := self._loaded) is not None:
+            self._loaded = self._loading = None
+            if isinstance(done, Loaded):
+                return done
+            self._refuse(*done)
+        now = time.monotonic()
+        if now - self._checked_at >= _CHECK_BASE_SECONDS and self._loading is None:
+            self._checked_at = now
+            if self.verifier.corrupt is not None:
+                self._condemn(*self.verifier.corrupt, positions)
+            self._check_pointer(positions)
+        return None
+
+    def reject(self, loaded: Loaded, error: ManasError) -> None:
+        """Note that a base that was loaded cannot be put in service."""
+        if loaded.folder is not None:
+            loaded.folder.close()
+        self._refuse(loaded.version, error)
+
+    def close(self) -> None:
+        """Stop verifying and give the folding slot back; safe to call twice."""
+        self.verifier.close()
+        if self._space is not None:
+            self._space.close()
+
+    def _check_pointer(self, positions: Positions) -> None:
+        version, pointer = current_base(self._base_dir), self._pointer_id()
+        if pointer != self._pointer:  # published or rolled back to, perhaps to a base that was repaired
+            self._pointer = pointer
+            self._refused.clear()
+        if version is None or self._loading is not None or version in self._refused:
+            return
+        if version != self._index.base_version or self._index.refusal:
+            self._begin(version, positions)
+
+    def _condemn(self, directory: Path, error: SegmentCorrupt, positions: Positions) -> None:
+        """Refuse to answer from files that changed under us, until something else is in service."""
+        version = self._index.base_version
+        segment = self._index.view.segment
+        self.verifier.start([])
+        self._index.refusal = f"base {version} is refused: {error}"
+        if segment is not None and directory == segment.directory:
+            self._refuse(version, error)
+            for earlier in self._earlier(version):
+                if earlier not in self._refused:
+                    self._begin(earlier, positions)
+                    return
+            return
+        self.problem = f"folded segments above {version or 'no base'} are damaged, the log is read again: {error}"
+        self._folds_refused(version, error)
+        self._begin(version, positions)
+
+    def _earlier(self, version: str) -> list[str]:
+        """Return the bases that may stand in for one, newest first: none unless the settings say so."""
+        if not self._fallback:
+            return []
+        return [base.version for base in reversed(list_bases(self._base_dir)) if base.version < version]
+
+    def _begin(self, version: str, positions: Positions) -> None:
+        target = dict(positions)
+        self._loading = threading.Thread(target=self._load, args=(version, target), name="manas-base", daemon=True)
+        self._loading.start()
+
+    def _load(self, version: str, target: Positions) -> None:
+        """Open a base and replay the deltas after it, aside; runs in a thread of its own and hands over `_loaded`."""
+        try:
+            loaded = self.open(version)
+            self.replay(loaded, target)
+            self._loaded = loaded
+        except ManasError as error:
+            self._loaded = (version, error)
+        except Exception as error:
+            self._loaded = (version, ManasError(f"loading failed with {type(error).__name__}: {error}"))
+            raise
+
+    def _refuse(self, version: str, error: ManasError) -> None:
+        self.problem = f"base {version} is refused: {error}"
+        if isinstance(error, FoldFailed) or version in self._refused:  # tried again, or said already
+            return
+        self._refused.add(version)
+        self._count("base_refused")
+        _log.error("manas.base_refused", base=version, error=str(error))
+
+    def _pointer_id(self) -> tuple[int, int] | None:
+        try:
+            found = (self._base_dir / CURRENT).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+
+def fold_files(folds: list[Fold]) -> list[Files]:
+    """Return what there is to verify of folded segments."""
+    listed: list[Files] = []
+    for fold in folds:
+        listed.append((fold.directory, fold.manifest.files))
+        listed.append((fold.directory / SEGMENT, fold.segment.manifest.files))
+    return listed
+
+
+def _files(segment: Segment | None, folds: list[Fold]) -> list[Files]:
+    base: list[Files] = [] if segment is None else [(segment.directory, segment.manifest.files)]
+    return base + fold_files(folds)

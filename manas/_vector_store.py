@@ -1,0 +1,188 @@
+"""One field's vectors of one layer: which documents have one, and the nearest of those that pass a filter."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from manas._bits import Words, padded, words_of
+from manas._layer import Ids
+from manas._schema import Floats
+from manas._vector_plan import LEAST_LOCAL, PLAN_VERSION, WALK_BUDGET, Beam, Choice, VectorPlan, Way, choose
+from manas._vector_table import Found, Lists, VectorTable
+
+_ROUNDING = 1e-6
+"""More than the rounding error of a float32 dot product of unit vectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The nearest of those that pass, in no order, with float64 similarities; ties with the last may be more than k."""
+
+    ids: Ids
+    scores: npt.NDArray[np.float64]
+    way: Way
+    survivors: int
+    choice: Choice | None = None
+    """Also what was chosen before, if that did not do."""
+    found: Found | None = None
+    failed: Found | None = None
+    """A walk that did not do."""
+
+    @property
+    def words(self) -> str:
+        """How they were found, what that took, and what was estimated."""
+        if self.found is None or self.choice is None:
+            said = f"{self.way} scan of {self.survivors} survivors"
+        elif self.way is Way.LISTS:
+            said = f"{self.way}: {self.found.visits} scanned, {self.found.compared} survivors compared"
+        else:
+            said = f"{self.way}: {self.found.visits} steps with a beam of {self.choice.width}, "
+            said += f"{self.found.compared} vectors compared"
+        if self.failed is not None:
+            said += f"; a walk did not do, after {self.failed.compared} comparisons"
+        return said if self.choice is None else f"{said}; {self.survivors} pass; estimated {self.choice.words}"
+
+
+class VectorStore(Protocol):
+    """Vectors of one field of one layer, at length 1."""
+
+    def nearest(
+        self,
+        query: Floats,
+        words: Words,
+        survivors: int,
+        k: int,
+        *,
+        exact_survivors: int,
+        only: Way | None = None,
+    ) -> Neighbours:
+        """Return the `k` (0: all) nearest of the ids in `words`, which are `survivors` and all have a vector."""
+
+
+class SegmentVectors:
+    """A segment's vectors of one field, mapped."""
+
+    def __init__(
+        self, table: VectorTable, plan: VectorPlan, count: int, ties: npt.NDArray[np.int64] | None = None
+    ) -> None:
+        """Use `open_vectors`."""
+        self.table = table
+        self.plan = plan
+        self._ties = ties
+        ids = table.ids if table.ids is not None else np.empty(0, np.uint32)
+        self.words: Words = words_of(ids, count)
+        """Ids that have a vector."""
+
+    def nearest(
+        self,
+        query: Floats,
+        words: Words,
+        survivors: int,
+        k: int,
+        *,
+        exact_survivors: int,
+        only: Way | None = None,
+    ) -> Neighbours:
+        """Return the nearest by the way that the planner chooses; at least min(k, survivors) of them."""
+        if survivors <= exact_survivors:
+            only = Way.EXACT
+        choice = choose(self.plan, survivors, len(words), k, only=only)
+        way, failed = choice.way, None
+        if choice.beam is not None and way in (Way.WALK, Way.POST_FILTER):
+            found = self._walk(query, words, choice.beam, choice.width)
+            if found.finished and len(found.ids) >= min(k, survivors):
+                return Neighbours(found.ids, found.scores, way, survivors, choice, found)
+            failed = found
+            way = Way.LISTS if choice.micros.get(Way.LISTS, math.inf) <= choice.micros[Way.EXACT] else Way.EXACT
+        if way is Way.LISTS:
+            found = self._probe(query, words, survivors, k, choice)
+            return Neighbours(found.ids, found.scores, way, survivors, choice, found, failed)
+        ids, scores = exact(self.table, query, words, survivors, k, self._ties)
+        return Neighbours(ids, scores, Way.EXACT, survivors, choice, None, failed)
+
+    def _probe(self, query: Floats, words: Words, survivors: int, k: int, choice: Choice) -> Found:
+        return self.table.probe(query, words, survivors, min(k, survivors), choice.reach, choice.further, self._ties)
+
+    def _walk(self, query: Floats, words: Words, beam: Beam, width: int) -> Found:
+        return self.table.walk(
+            query,
+            words,
+            width,
+            two_hops=beam.two_hops,
+            least_local=beam.share * LEAST_LOCAL,
+            budget=WALK_BUDGET,
+            ties=self._ties,
+        )
+
+
+def exact(
+    table: VectorTable, query: Floats, words: Words, survivors: int, k: int, ties: npt.NDArray[np.int64] | None
+) -> tuple[Ids, npt.NDArray[np.float64]]:
+    """Compare all that pass: exactly the nearest `k` (0: all), by float64 similarity and then by `ties`.
+
+    Without `ties`, everything that ties with the last of them is there as well.
+    """
+    room = k + 16 + k // 16
+    if k and survivors > room:
+        found = table.scan(query, words, room, ties)
+        best = np.partition(found.scores, room - k)[room - k]
+        if ties is not None or best - found.scores.min() > _ROUNDING:
+            return found.ids, found.scores
+    ids = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).astype(np.uint32)
+    scores = table.similarities(query, ids)
+    if k and survivors > k:
+        near = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
+        ids, scores = ids[near], scores[near]
+    return ids, scores
+
+
+def open_vectors(
+    directory: Path, field: str, dims: int, count: int, ties: npt.NDArray[np.int64] | None = None
+) -> SegmentVectors:
+    """Map a field's files; `ties` by id decide between equal similarities, else the id does.
+
+    Raises ValueError or OSError where files do not fit together.
+    """
+    name = f"vectors.{field}"
+    try:
+        plan = msgspec.json.decode((directory / f"{name}.plan").read_bytes(), type=VectorPlan)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{name}.plan: {error}") from error
+    if plan.version != PLAN_VERSION or plan.dims != dims:
+        raise ValueError(f"{name}.plan is of version {plan.version} and {plan.dims} dimensions")
+    size = plan.vectors
+    lists = Lists(
+        _mapped(directory / f"{name}.starts", np.int64, plan.lists + 1),
+        _mapped(directory / f"{name}.centroids", np.float32, plan.lists * dims).reshape(-1, dims),
+        _mapped(directory / f"{name}.spread", np.float32, plan.lists),
+    )
+    links = None
+    if plan.degree:
+        links = _mapped(directory / f"{name}.links", np.uint32, size * plan.degree).reshape(-1, plan.degree)
+    table = VectorTable(
+        dims,
+        _mapped(directory / f"{name}.matrix", np.float32, size * dims).reshape(-1, dims),
+        _mapped(directory / f"{name}.rows", np.uint32, padded(count)),
+        _mapped(directory / f"{name}.ids", np.uint32, size),
+        lists,
+        links,
+    )
+    return SegmentVectors(table, plan, count, ties)
+
+
+def _mapped(file: Path, dtype: Any, length: int) -> npt.NDArray[Any]:
+    size = file.stat().st_size
+    if size != length * np.dtype(dtype).itemsize:
+        raise ValueError(f"{file.name} has {size} bytes instead of {length * np.dtype(dtype).itemsize}")
+    if size == 0:  # an empty file cannot be mapped
+        return np.empty(0, dtype)
+    with file.open("rb") as handle:
+        return np.frombuffer(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), dtype)

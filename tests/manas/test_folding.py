@@ -1,0 +1,392 @@
+"""Deltas become folded segments: memory stays bounded, a start goes on from them, and damage is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catalog import LaneName
+from manas import Index, IndexIncomplete, NotServing, open_local_index, publish, rollback
+from manas import _folder as folder_module
+from manas._fold import FoldOrder, fold
+from manas._folder import FOLDS, FoldLimits
+from manas._follower import Follower
+from manas._serving_settings import ServingSettings
+from messaging.api import Log
+from messaging.embedded import open_embedded_log
+from messaging.headers import new_header, now_us
+from messaging.home import Home
+from messaging.metrics import StageMetrics
+from messaging.topics import DELTAS, ensure_topics
+from tests.manas.support import CATALOG, VALUES, budget, delta, document, ids, log_records, tombstone, write_segment
+
+BROWSE = dict.fromkeys(VALUES, "*")
+LIMITS = FoldLimits(documents=20, most_documents=1_040)
+
+
+class Process:
+    """Folds in this process when it is told to."""
+
+    hold = False
+
+    def __init__(self, order: FoldOrder, words: Path) -> None:
+        self._order = order
+        self._done = False
+
+    def poll(self) -> int | None:
+        """Fold unless held."""
+        if not Process.hold and not self._done:
+            fold(self._order)
+            self._done = True
+        return 0 if self._done else None
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Do not wait."""
+        return self.poll()
+
+    def kill(self) -> None:
+        """Do nothing."""
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> type[Process]:
+    """Fold in this process."""
+    monkeypatch.setattr(folder_module, "start_process", Process)
+    monkeypatch.setattr("manas._loading._CHECK_BASE_SECONDS", 0.0)
+    Process.hold = False
+    return Process
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """Return an empty home."""
+    return Home.open(tmp_path / "home")
+
+
+@pytest.fixture
+def log(home: Home) -> Iterator[Log]:
+    """Return the home's log with all topics."""
+    log = open_embedded_log(home.log, home.wake)
+    ensure_topics(log)
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def follow(home: Home, log: Log) -> Iterator[Callable[..., Follower]]:
+    """Return a function that starts a follower of a new index; all are closed at the end."""
+    followers: list[Follower] = []
+
+    def starter(limits: FoldLimits = LIMITS, **settings: Any) -> Follower:
+        index = Index(CATALOG)
+        metrics = StageMetrics(home.metrics, "manas")
+        follower = Follower(home.base, log, index, metrics, settings=ServingSettings(fold=limits, **settings))
+        followers.append(follower)
+        follower.start()
+        return follower
+
+    yield starter
+    for follower in followers:
+        follower.close()
+
+
+def _fill(log: Log, count: int, *, version: int = 5, first: int = 1) -> None:
+    messages = [delta(document(i, terms=[f"w{i % 7}"]), version) for i in range(first, first + count)]
+    log.publish(log_records(budget(1), *messages))
+
+
+def _settle(follower: Follower) -> Index:
+    follower.catch_up()
+    view = follower._index.view
+    assert follower._folder is not None
+    while view.frozen is not None or len(view.delta.entries) >= follower._folder.limits.documents:
+        follower.step()
+    return follower._index
+
+
+def _flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def _set_file(home: Home, version: str = "none") -> Path:
+    return home.base / FOLDS / "0" / version / "SET"
+
+
+def test_no_more_than_declared_is_in_memory_while_a_folding_takes_long(
+    log: Log, follow: Callable[..., Follower], inline: type[Process]
+) -> None:
+    """However many deltas come, both deltas together stay below the limit; all is answered after the folding."""
+    _fill(log, 3_000)
+    follower = follow()
+    index, inline.hold = follower._index, True
+    most = 0
+    for _ in range(400):
+        follower.step()
+        frozen = index.view.frozen
+        most = max(most, len(index.view.delta.entries) + (len(frozen.entries) if frozen else 0))
+    assert LIMITS.documents < most <= LIMITS.most_documents
+    held = index.search(BROWSE, 0)["total"]
+    assert held <= LIMITS.most_documents
+    inline.hold = False
+    _settle(follower)
+    assert index.search(BROWSE, 0)["total"] == 3_000
+    assert len(index.view.delta.entries) < LIMITS.documents
+    assert index.search({**BROWSE, "text": "w3"}, 0)["total"] == len(range(3, 3_001, 7))
+
+
+def test_start_goes_on_from_the_folded_segments_and_not_from_the_base(
+    home: Home, log: Log, follow: Callable[..., Follower], inline: type[Process]
+) -> None:
+    """What is folded is not read again: the log may forget it, and documents keep trace and time of their delta."""
+    message = delta(document(7, bid_account_micros=9_000_000), 9)
+    message.header.CopyFrom(new_header(LaneName.HIGH, now_us(), "abc"))
+    _fill(log, 100)
+    log.publish(log_records(message, tombstone(8, 9), tombstone(555, 9)))
+    index = _settle(first := follow())
+    [before] = index.get(["7"])
+    reach = first._index.view.folds[-1].segment.manifest.delta_positions
+    folded = sum(reach.values())
+    assert folded >= 100
+    first.close()
+    for partition, offset in reach.items():
+        log.trim(DELTAS, partition, offset)
+    second = follow()
+    assert second._positions[DELTAS] == reach
+    _settle(second)
+    assert sum(second._index.stats()["outcomes"].values()) == 103 - folded
+    again = second._index
+    assert again.search(BROWSE, 0) == index.search(BROWSE, 0)
+    [after] = again.get(["7"])
+    assert (after.trace_id, after.body, after.layer) == ("abc", before.body, "delta")
+    assert after.answerable_us == before.answerable_us > 0
+    assert [d.deleted for d in again.get(["8", "555"])] == [True, True]
+    assert open_local_index(home, CATALOG, log).search(BROWSE, 0) == index.search(BROWSE, 0)
+
+
+def test_old_versions_lose_against_folded_ones(
+    log: Log, follow: Callable[..., Follower], inline: type[Process]
+) -> None:
+    """Stale, repeated and newer deltas are told apart whatever layer holds the known version."""
+    _fill(log, 25)
+    index = _settle(follow())
+    assert len(index.view.folds) == 1
+    sent = [delta(document(3), 4), delta(document(3), 5), tombstone(4, 5), tombstone(4, 6), delta(document(4), 6)]
+    outcomes = index.apply_documents([*sent, delta(document(4, terms=["late"]), 7)])
+    assert outcomes == ["stale", "duplicate", "duplicate", "applied", "duplicate", "applied"]
+    assert index.search(BROWSE, 0)["total"] == 25
+    assert ids(index.search({**BROWSE, "text": "late"}, 0)) == [4]
+
+
+def test_folded_segments_are_few(home: Home, log: Log, follow: Callable[..., Follower], inline: type[Process]) -> None:
+    """A document is written again about log2(all / one delta) times, and there are no more segments than that."""
+    follower = follow(FoldLimits(documents=10, most_documents=2_000))
+    for start in range(1, 641, 10):
+        _fill(log, 10, first=start)
+        _settle(follower)
+    sizes = [len(f) for f in follower._index.view.folds]
+    assert follower._folder is not None
+    assert follower._folder.folded == 64
+    assert sum(sizes) == 640
+    assert len(sizes) <= 7
+    assert all(older > younger for older, younger in pairwise(sizes))
+    directory = _set_file(home).parent
+    assert len([p for p in directory.iterdir() if p.is_dir()]) == len(sizes)
+
+
+def test_failed_folding_is_said_and_tried_again(
+    log: Log, follow: Callable[..., Follower], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies costs nothing but time: answers go on, stats say what it said, and the next one succeeds."""
+    real = folder_module.start_process
+
+    def broken(order: FoldOrder, words: Path) -> Any:
+        order.input.write_bytes(b"\x05\x00\x00\x00junk!")
+        return real(order, words)
+
+    monkeypatch.setattr(folder_module, "start_process", broken)
+    _fill(log, 30)
+    follower = follow()
+    follower.catch_up()
+    while not follower.describe()["folding"]["problem"]:
+        follower.step()
+    assert "Expected `array`" in follower.describe()["folding"]["problem"]
+    assert follower._index.search(BROWSE, 0)["total"] == 30
+    monkeypatch.setattr(folder_module, "start_process", real)
+    monkeypatch.setattr(folder_module, "_RETRY_SECONDS", 0.0)
+    assert follower._folder is not None
+    follower._folder._retry_at = 0.0
+    index = _settle(follower)
+    assert follower.describe()["folding"]["problem"] == ""
+    assert [len(f) for f in index.view.folds] == [30]
+    assert index.search(BROWSE, 0)["total"] == 30
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "other log", "set"])
+def test_folded_segments_that_cannot_be_used_are_named_and_the_log_is_read(
+    home: Home, log: Log, follow: Callable[..., Follower], inline: type[Process], damage: str
+) -> None:
+    """A truncated or missing file, or a log that ends before: named at the start, which then reads from the base on."""
+    _fill(log, 60)
+    first = follow()
+    _settle(first)
+    [folded] = [f.directory for f in first._index.view.folds][:1]
+    first.close()
+    match damage:
+        case "cut":
+            named = "entries.versions"
+            (folded / named).write_bytes((folded / named).read_bytes()[:-1])
+        case "gone":
+            named = "manifest.json"
+            (folded / "segment" / named).unlink()
+        case "set":
+            named = "SET"
+            _flip(_set_file(home))
+        case _:
+            named = "it is another log"
+            manifest = folded.parent / "SET"
+            assert manifest.is_file()
+            log.close()
+            for file in sorted(home.log.rglob("*"), reverse=True):
+                file.unlink() if file.is_file() else file.rmdir()
+            again = open_embedded_log(home.log, home.wake)
+            ensure_topics(again)
+            _fill(again, 10)
+            index = Index(CATALOG)
+            other = Follower(home.base, again, index, settings=ServingSettings(fold=LIMITS))
+            other.start()
+            assert named in other._loader.problem
+            _settle(other)
+            assert index.search(BROWSE, 0)["total"] == 10
+            other.close()
+            again.close()
+            return
+    second = follow()
+    assert named in second._loader.problem
+    index = _settle(second)
+    assert index.search(BROWSE, 0)["total"] == 60
+    assert second.describe()["problem"] == second._loader.problem
+    second.close()
+    third = follow()
+    assert third._loader.problem == ""
+    reach = _settle(third).view.folds[-1].segment.manifest.delta_positions
+    third.close()
+    for partition, offset in reach.items():
+        log.trim(DELTAS, partition, offset)
+    _set_file(home).unlink()
+    with pytest.raises(IndexIncomplete, match="build a newer base"):
+        follow()
+
+
+def _based(home: Home, log: Log, tmp_path: Path, count: int, snapshot_ts: int) -> str:
+    docs = [document(i) for i in range(1, count + 1)]
+    return publish(home.base, write_segment(tmp_path, docs, snapshot_ts=snapshot_ts, positions=log.end_offsets(DELTAS)))
+
+
+def _verified(follower: Follower) -> None:
+    follower._loader.verifier.wait()
+
+
+def test_flipped_byte_is_found_after_the_start_and_the_base_refused_by_name(
+    home: Home, log: Log, tmp_path: Path, follow: Callable[..., Follower], inline: type[Process]
+) -> None:
+    """Checksums are compared while serving; a damaged base is served no longer, and nothing else in its place."""
+    _fill(log, 10)
+    first = _based(home, log, tmp_path, 10, 5)
+    second = _based(home, log, tmp_path, 10, 6)
+    file = home.base / second / "versions"
+    whole = file.read_bytes()
+    _flip(file)
+    follower = follow()
+    follower.catch_up()
+    index = follower._index
+    _verified(follower)
+    for _ in range(3):
+        follower.step()
+    with pytest.raises(NotServing, match=r"versions: checksum differs"):
+        index.search(BROWSE)
+    assert "versions" in follower.describe()["problem"]
+    assert follower._metrics is not None
+    assert follower._metrics.counters["base_refused"] == 1
+    assert index.get(["3"])[0].found
+    _fill(log, 1, version=9, first=11)
+    file.write_bytes(whole)
+    rollback(home.base, second)
+    _until(follower, lambda: not index.refusal)
+    assert (index.base_version, index.search(BROWSE, 0)["total"], follower._loader.problem) == (second, 11, "")
+    assert first < second
+
+
+def test_flipped_byte_with_fallback_declared_puts_the_base_before_in_service(
+    home: Home, log: Log, tmp_path: Path, follow: Callable[..., Follower], inline: type[Process]
+) -> None:
+    """Where the settings say so, the newest whole base takes over with its deltas, and the damage is still said."""
+    _fill(log, 10)
+    first = _based(home, log, tmp_path, 10, 5)
+    _fill(log, 1, version=6, first=11)
+    second = _based(home, log, tmp_path, 11, 6)
+    _flip(home.base / second / "versions")
+    follower = follow(base_fallback=True)
+    follower.catch_up()
+    assert follower._index.base_version == second
+    _verified(follower)
+    _until(follower, lambda: follower._index.base_version == first)
+    assert follower._index.search(BROWSE, 0)["total"] == 11
+    assert f"base {second} is refused" in follower.describe()["problem"]
+    assert "versions: checksum differs" in follower.describe()["problem"]
+
+
+def test_flipped_byte_in_a_folded_segment_has_the_log_read_again(
+    home: Home, log: Log, follow: Callable[..., Follower], inline: type[Process]
+) -> None:
+    """Folded segments can be made anew: answers are refused only until the log is read, and the file is named."""
+    _fill(log, 60)
+    first = follow()
+    [*_, folded] = _settle(first).view.folds
+    first.close()
+    _flip(folded.directory / "segment" / "versions")
+    follower = follow()
+    follower.catch_up()
+    _verified(follower)
+    seen: list[str] = []
+
+    def recovered() -> bool:
+        seen.append(follower._index.refusal)
+        return any(seen) and not follower._index.refusal
+
+    _until(follower, recovered)
+    assert any("versions: checksum differs" in words for words in seen)
+    assert _settle(follower).search(BROWSE, 0)["total"] == 60
+    _verified(follower)
+    assert follower._loader.verifier.state() == "verified"
+    follower.step()
+    assert not follower._index.refusal
+
+
+def _until(follower: Follower, condition: Callable[[], Any]) -> None:
+    for _ in range(2_000):
+        follower.step()
+        if condition():
+            return
+        if follower._loader._loading is not None:
+            follower._loader._loading.join()
+    raise AssertionError("did not happen")
+
+
+def test_two_servers_of_one_home_fold_apart(log: Log, follow: Callable[..., Follower], inline: type[Process]) -> None:
+    """Each takes a slot of its own, and a successor finds that of the one that has gone."""
+    _fill(log, 30)
+    first, second = follow(), follow()
+    assert _settle(first).search(BROWSE, 0) == _settle(second).search(BROWSE, 0)
+    spaces = [f._loader._space.directory.name for f in (first, second) if f._loader._space is not None]
+    assert spaces == ["0", "1"]
+    first.close()
+    third = follow()
+    assert third._loader._space is not None
+    assert third._loader._space.directory.name == "0"
+    assert len(third._index.view.folds) == 1
