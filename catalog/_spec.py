@@ -71,6 +71,8 @@ class TableSpec(Strict):
     root: str | None = None
     references: dict[Name, str] = {}
     freshness_s: float = Field(60.0, gt=0)
+    retired: dict[Name, tuple[ScalarSpec, ...]] = {}
+    ends: Name | None = None
     columns: dict[Name, ColumnSpec] = {}
 
 

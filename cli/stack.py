@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 stack_app = typer.Typer(no_args_is_help=True, help="Real servers on this machine, without Docker.")
 
 _Names = Annotated[
-    list[str] | None, typer.Argument(metavar="[NAME]...", help="mysql (MariaDB), kafka, mysql8 (Oracle's).")
+    list[str] | None, typer.Argument(metavar="[NAME]...", help="mysql (MariaDB), kafka, mysql8 (Oracle's), s3.")
 ]
 _HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Where this installation keeps its state.", envvar="ADSINDEX_HOME")

@@ -193,4 +193,5 @@ def plan(argus_workers: int, settings: Sequence[tuple[str, str]] = ()) -> list[M
         of("wal_proxy"),
         of("updater"),
         of("gateway"),
+        of("workflows"),
     ]

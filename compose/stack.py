@@ -12,10 +12,13 @@ from compose.install import install, may_install
 from compose.kafka import KafkaServer
 from compose.mysql import MySqlServer
 from compose.mysql8 import OracleMySqlServer
+from compose.s3 import S3Server
 from compose.server import Server, ServerInfo
 
 T = TypeVar("T")
-SERVERS: Mapping[str, type[Server]] = {server.name: server for server in (MySqlServer, KafkaServer, OracleMySqlServer)}
+SERVERS: Mapping[str, type[Server]] = {
+    server.name: server for server in (MySqlServer, KafkaServer, OracleMySqlServer, S3Server)
+}
 DEFAULT = (MySqlServer.name, KafkaServer.name)
 """What a home starts when nobody says what: one ads DB and one log."""
 

@@ -1,5 +1,6 @@
 """Which ads fit this request?"""
 
+from manas._base import Base, base_manifest, shard_of
 from manas._exceptions import (
     CatalogMismatch,
     IndexIncomplete,
@@ -13,12 +14,12 @@ from manas._exceptions import (
     SegmentMissing,
     UnusableCatalog,
 )
-from manas._manifest import Manifest
+from manas._manifest import MANIFEST, FileEntry, Manifest, file_entry, parse_manifest, seal_manifest
 from manas._ranking import PlannerLimits
 from manas._view import Outcome
 from manas._writer import SegmentWriter
 from manas.api import Answer, Hit, SearchBackend
-from manas.bases import BaseInfo, current_base, list_bases, prune_bases, publish, rollback
+from manas.bases import BaseInfo, current_base, list_bases, new_version, prune_bases, publish, rollback
 from manas.budgets import is_funded
 from manas.client import ManasClient
 from manas.index import Index
@@ -26,9 +27,12 @@ from manas.local import open_local_index
 from manas.segment import Segment
 
 __all__ = [
+    "MANIFEST",
     "Answer",
+    "Base",
     "BaseInfo",
     "CatalogMismatch",
+    "FileEntry",
     "Hit",
     "Index",
     "IndexIncomplete",
@@ -48,11 +52,17 @@ __all__ = [
     "SegmentMissing",
     "SegmentWriter",
     "UnusableCatalog",
+    "base_manifest",
     "current_base",
+    "file_entry",
     "is_funded",
     "list_bases",
+    "new_version",
     "open_local_index",
+    "parse_manifest",
     "prune_bases",
     "publish",
     "rollback",
+    "seal_manifest",
+    "shard_of",
 ]

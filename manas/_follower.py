@@ -15,11 +15,11 @@ from typing import Any
 
 import structlog
 
+from manas._base import Base
 from manas._exceptions import IndexIncomplete, InvalidDocument, ManasError, SegmentError
 from manas._view import Outcome, View
 from manas.bases import current_base, list_bases
 from manas.index import Index, PreparedDelta
-from manas.segment import Segment
 from messaging import dead_letters
 from messaging._exceptions import BadMessage, OffsetTrimmed
 from messaging.api import Log, OutRecord, Position, Record
@@ -84,9 +84,9 @@ class Follower:
         versions += [b.version for b in reversed(list_bases(self._base_dir)) if current and b.version < current]
         for version in versions:
             try:
-                segment = Segment.open(self._base_dir / version)
-                view = self._index.new_view(segment, version)
-                positions = self._first_positions(segment)
+                base = Base.open(self._base_dir / version)
+                view = self._index.new_view(base, version)
+                positions = self._first_positions(base)
             except (SegmentError, IndexIncomplete) as error:
                 self._refuse(version, error)
                 continue
@@ -242,9 +242,9 @@ class Follower:
 
     # ---- bases ----
 
-    def _first_positions(self, segment: Segment | None) -> Positions:
+    def _first_positions(self, base: Base | None) -> Positions:
         """Return where to read from with this base. Raises IndexIncomplete when that is no longer in the log."""
-        wanted = segment.manifest.delta_positions if segment is not None else {}
+        wanted = base.manifest.delta_positions if base is not None else {}
         positions = {}
         for partition, oldest in self._log.start_offsets(DELTAS).items():
             positions[partition] = wanted.get(partition, 0)
@@ -270,9 +270,9 @@ class Follower:
     def _load(self, version: str, target: Positions) -> None:
         """Open a base and replay the deltas after it, aside; runs in a thread of its own and hands over `_loaded`."""
         try:
-            segment = Segment.open(self._base_dir / version)
-            view = self._index.new_view(segment, version)
-            positions = self._first_positions(segment)
+            base = Base.open(self._base_dir / version)
+            view = self._index.new_view(base, version)
+            positions = self._first_positions(base)
             self._replay(view, positions, target)
             self._loaded = (version, view, positions)
         except OffsetTrimmed as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 
+from manas._base import Base
 from manas._delta import Delta, Entry
 from manas._delta_view import DeltaView
 from manas._schema import DocumentSchema, PreparedDocument
@@ -29,17 +30,17 @@ class View:
     """One base (or none) with the deltas since. Not safe for threads: its owner locks."""
 
     def __init__(
-        self, schema: DocumentSchema, segment: Segment | None, version: str = "", *, graph_from: int = GRAPH_FROM
+        self, schema: DocumentSchema, base: Base | Segment | None, version: str = "", *, graph_from: int = GRAPH_FROM
     ) -> None:
-        """Raises CatalogMismatch when the segment contradicts the catalogue."""
+        """Raises CatalogMismatch when the base contradicts the catalogue."""
         self.schema = schema
-        self.segment = segment
+        self.manifest = base.manifest if base is not None else None
         self.base_version = version
-        self.fields_missing_in_base = segment.check_catalog(schema.catalog) if segment is not None else []
+        self.fields_missing_in_base = base.check_catalog(schema.catalog) if base is not None else []
         self.delta = Delta(schema, graph_from=graph_from)
         self.funded_keys: set[str] = set()
         self._budget_key = schema.catalog.serving.budget_key or ""  # "": nothing is funded or not
-        self._base = SegmentView(segment) if segment is not None else None
+        self._bases = [SegmentView(segment) for segment in base.segments] if base is not None else []
         self._delta = DeltaView(self.delta)
 
     def judge(self, document_id: str, version: int) -> Outcome:
@@ -49,7 +50,7 @@ class View:
             if version > known.version:
                 return Outcome.APPLIED
             return Outcome.DUPLICATE if version == known.version else Outcome.STALE
-        if self.segment is not None and version <= self.segment.manifest.snapshot_ts:
+        if self.manifest is not None and version <= self.manifest.snapshot_ts:
             return Outcome.COVERED
         return Outcome.APPLIED
 
@@ -68,8 +69,9 @@ class View:
         self.delta.delete(document_id, entry)
 
     def _hide(self, document_id: str) -> None:
-        if self._base is not None and document_id not in self.delta.entries:
-            self._base.hide(document_id)
+        if document_id not in self.delta.entries:
+            for base in self._bases:
+                base.hide(document_id)
 
     def set_funded(self, keys: Iterable[str]) -> None:
         """Take over which budgets have something left, all at once, in a view that knows of none yet."""
@@ -86,8 +88,8 @@ class View:
             view.fund(self._budget_key, (key,), funded)
 
     def layers(self) -> list[SegmentView | DeltaView]:
-        """Return the layers that have documents or could have, base first."""
-        return [self._delta] if self._base is None else [self._base, self._delta]
+        """Return the layers that have documents or could have, those of the base first."""
+        return [*self._bases, self._delta]
 
     def find(self, document_id: str) -> tuple[SegmentView | DeltaView, int] | None:
         """Return where a live document is."""

@@ -58,14 +58,17 @@ _DENSE_FROM = 1 / 32
 class SegmentWriter:
     """Builds one segment in a directory of its own."""
 
-    def __init__(self, directory: Path, catalog: Catalog, *, graph_from: int = GRAPH_FROM) -> None:
-        """`directory` must not exist or be empty. Raises SegmentError otherwise."""
+    def __init__(self, directory: Path, catalog: Catalog, *, graph_from: int = GRAPH_FROM, threads: int = -1) -> None:
+        """`directory` must not exist or be empty. Raises SegmentError otherwise.
+
+        `threads` build vector graphs: -1 is one per processor; with 1 the same documents give the same bytes.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise SegmentError(f"{directory} is not empty; give a new directory for every build")
         self._directory = directory
         self._schema = DocumentSchema(catalog)
-        self._graph_from = graph_from
+        self._graph_from, self._threads = graph_from, threads
 
     def write(
         self,
@@ -228,7 +231,7 @@ class SegmentWriter:
             return
         graph = hnswlib.Index("ip", dims)
         graph.init_index(len(holders), M=GRAPH_M, ef_construction=GRAPH_EF_CONSTRUCTION, random_seed=1)
-        graph.add_items(matrix, holders)
+        graph.add_items(matrix, holders, num_threads=self._threads)
         graph.save_index(str(self._directory / f"vectors.{field}.graph"))
 
 

@@ -14,6 +14,7 @@ from pyroaring import BitMap
 from catalog import Catalog
 from catalog.documents import decode_document
 from manas import _explain
+from manas._base import Base
 from manas._delta import Entry
 from manas._exceptions import InvalidDocument, InvalidRequest
 from manas._layer import LayerView
@@ -45,18 +46,18 @@ class Index:
     def __init__(
         self,
         catalog: Catalog,
-        segment: Segment | None = None,
+        base: Base | Segment | None = None,
         *,
         base_version: str = "",
         limits: PlannerLimits | None = None,
     ) -> None:
-        """Raises UnusableCatalog, or CatalogMismatch when `segment` contradicts the catalogue."""
+        """Raises UnusableCatalog, or CatalogMismatch when `base` contradicts the catalogue."""
         self.schema = DocumentSchema(catalog)
         self._parser = RequestParser(self.schema)
         self._limits = limits or PlannerLimits()
         self._lock = threading.Lock()
         self._budgets = BudgetTable()
-        self._view = View(self.schema, segment, base_version, graph_from=self._limits.exact_survivors)
+        self._view = View(self.schema, base, base_version, graph_from=self._limits.exact_survivors)
         self._outcomes: Counter[str] = Counter()
         self._last_applied_us = 0
         self.describe: Callable[[], Mapping[str, Any]] = dict
@@ -64,9 +65,9 @@ class Index:
 
     # ---- writing: one thread at a time ----
 
-    def new_view(self, segment: Segment | None, base_version: str = "") -> View:
+    def new_view(self, base: Base | Segment | None, base_version: str = "") -> View:
         """Return a view of another base to be filled aside and handed to `swap`. Raises CatalogMismatch."""
-        view = View(self.schema, segment, base_version, graph_from=self._limits.exact_survivors)
+        view = View(self.schema, base, base_version, graph_from=self._limits.exact_survivors)
         with self._lock:
             funded = set(self._budgets.funded)
         view.set_funded(funded)
@@ -210,7 +211,7 @@ class Index:
         """Return sizes, versions, outcomes and what `describe` adds."""
         with self._lock:
             view = self._view
-            manifest = view.segment.manifest if view.segment is not None else None
+            manifest = view.manifest
             return {
                 "documents": view.documents(),
                 "base": None

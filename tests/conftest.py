@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack_support import kafka_server, mysql_server, oracle_mysql_server, own_stack, shared_stack
+from tests.stack_support import kafka_server, mysql_server, oracle_mysql_server, own_stack, s3_server, shared_stack
 from tests.support import IN_CI, data_directory
 
-__all__ = ["kafka_server", "mysql_server", "oracle_mysql_server", "own_stack", "shared_stack"]
+__all__ = ["kafka_server", "mysql_server", "oracle_mysql_server", "own_stack", "s3_server", "shared_stack"]
 """Fixtures that pytest finds here."""
 
 

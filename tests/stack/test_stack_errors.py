@@ -224,7 +224,7 @@ def test_a_port_taken_between_choice_and_start_is_chosen_again(monkeypatch: pyte
 
 def test_unknown_names_and_unusable_directories_are_refused(tmp_path: Path) -> None:
     """A wrong name lists the right ones; a path that a configuration file would misread is not tried."""
-    with pytest.raises(StackError, match="no server 'oracle'; there are mysql, kafka, mysql8"):
+    with pytest.raises(StackError, match="no server 'oracle'; there are mysql, kafka, mysql8, s3"):
         Stack(tmp_path).up(["oracle"])
     with pytest.raises(StackError, match="no server 'oracle'"):
         Stack(tmp_path, overrides={"oracle": {}})
