@@ -21,7 +21,8 @@ from argus._hints import Hint
 from argus._pause import check_pausable, paused_handlers
 from argus._registry import Registry, builtin_handlers, load_registry
 from argus._rows import Inputs
-from argus.compute import compute_documents
+from argus._run import Paused, RunResult
+from argus.compute import compute_documents, compute_runs
 from argus.core import ArgusCore, Outcome
 
 __all__ = [
@@ -35,7 +36,9 @@ __all__ = [
     "Inputs",
     "InvalidInput",
     "Outcome",
+    "Paused",
     "Registry",
+    "RunResult",
     "SourceBehind",
     "SourceError",
     "SourceTimeout",
@@ -47,6 +50,7 @@ __all__ = [
     "builtin_handlers",
     "check_pausable",
     "compute_documents",
+    "compute_runs",
     "handler",
     "load_registry",
     "paused_handlers",

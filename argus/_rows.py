@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
+
 from argus._exceptions import UndeclaredRead
 from catalog.kinds import Family
 from catalog.model import DELETED, SOURCE_VERSION
-from catalog.values import decode, encode, refusal
+from catalog.values import decode, encode, refusal, refused
 
 _CONTROL = f"{Family.CONTROL.value}:"
+DAMAGED = "does_not_parse"
 _NIL = b"\xc0"  # MessagePack nil; never written by the pipeline, but a null all the same
 
 
@@ -42,7 +45,11 @@ class EntityRow:
         try:
             return self._values[cell]
         except KeyError:
-            value = self._values[cell] = decode(self.cells.get(cell))
+            try:
+                value = decode(self.cells.get(cell))
+            except msgspec.DecodeError:  # damaged in the store: as good as refused, until a sync puts it right
+                self.cells[cell], value = refused(DAMAGED), None
+            self._values[cell] = value
             return value
 
     def raw(self, cell: str) -> bytes | None:

@@ -69,6 +69,8 @@ class RunResult:
     body: bytes | None = None
     body_before: bytes | None = None
     blocked: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
+    """Critical fields without a value, where nothing else blocks the document."""
 
 
 def look_up(
@@ -195,7 +197,7 @@ def _change(row: EntityRow, cell: str, data: bytes | None, result: RunResult) ->
 
 def _build_document(registry: Registry, plan: Plan, rows: Rows, result: RunResult) -> None:
     output = single(rows, plan.output_table)
-    blocked = _why_blocked(registry, plan, rows)
+    blocked = _why_blocked(registry, plan, rows, result.lacking)
     body: bytes | None = None
     if not blocked:
         fields: dict[str, Raw] = {}
@@ -211,8 +213,8 @@ def _build_document(registry: Registry, plan: Plan, rows: Rows, result: RunResul
     _change(output, DOCUMENT_BLOCKED, encode(blocked) if blocked else None, result)
 
 
-def _why_blocked(registry: Registry, plan: Plan, rows: Rows) -> list[str]:
-    """Return every cause that keeps the document from being served, the first cause first."""
+def _why_blocked(registry: Registry, plan: Plan, rows: Rows, lacking: list[str]) -> list[str]:
+    """Return every cause that keeps the document from being served, the first cause first; fills `lacking`."""
     if absence := rows[plan.root].absence:
         return [absence]
     causes = [s for table, cells in plan.columns.items() for s in rows[table].refused_control(cells)]
@@ -229,6 +231,7 @@ def _why_blocked(registry: Registry, plan: Plan, rows: Rows) -> list[str]:
         for name, table, cell, critical in plan.fields:
             if critical and rows[table].raw(cell) is None:
                 column = registry.catalog.fields[name].column
+                lacking.append(name)
                 causes.append(f"critical field {name} has no value ({column.ref} from {column.source})")
     return causes
 

@@ -8,7 +8,7 @@ from itertools import islice
 from argus._fetch import fetch
 from argus._registry import Plan, Registry
 from argus._rows import Rows, members
-from argus._run import NONE_PAUSED, Paused, execute, look_up
+from argus._run import NONE_PAUSED, Paused, RunResult, execute, look_up
 from argus.core import Sources
 from storage_repo import RowId, Snapshot
 
@@ -19,13 +19,28 @@ _SLICE = 1024
 def compute_documents(
     snapshot: Snapshot, registry: Registry, sources: Sources, rows: Iterable[str], paused: Paused = NONE_PAUSED
 ) -> Iterator[tuple[str, bytes | None, list[str]]]:
-    """Yield (ad id, body or None, why it is blocked) for root rows, in their order.
+    """Yield (ad id, body or None, why it is blocked) for root rows, in their order; see `compute_runs`."""
+    for result in compute_runs(snapshot, registry, sources, rows, paused):
+        yield result.key, result.body, result.blocked
+
+
+def compute_runs(
+    snapshot: Snapshot,
+    registry: Registry,
+    sources: Sources,
+    rows: Iterable[str],
+    paused: Paused = NONE_PAUSED,
+    root: str = "",
+) -> Iterator[RunResult]:
+    """Yield what a run of each root row would come to, in their order: its document, the stored one, its failures.
+
+    `root` is the documents' root, unless another table with handlers of its own is named.
 
     What the pipeline keeps of derived columns is not trusted: the handlers of joined rows (pins, ad groups) are run
     again too. So this tells what the documents ought to be; it is the code that the pipeline runs. Where a source does
     not answer or a handler fails or is paused, the previous outputs count, as in the pipeline.
     """
-    plan, waiting = registry.document, iter(rows)
+    plan, waiting = registry.plans[root] if root else registry.document, iter(rows)
     while keys := list(dict.fromkeys(islice(waiting, _SLICE))):
         joined = fetch(snapshot, registry.catalog, plan, keys)
         overlay: dict[RowId, dict[str, bytes | None]] = {}
@@ -34,8 +49,7 @@ def compute_documents(
                 _derive(snapshot, registry, sources, parents, joined, overlay, paused)
         answers = look_up(plan, joined, sources, registry.catalog, paused=paused)
         for key in keys:
-            result = execute(registry, plan, key, joined[key], answers, paused)
-            yield key, result.body, result.blocked
+            yield execute(registry, plan, key, joined[key], answers, paused)
 
 
 def _derive(

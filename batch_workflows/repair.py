@@ -16,7 +16,7 @@ from batch_workflows.refresh import refresh, resync
 from catalog import Catalog, LaneName
 from catalog.model import DOCUMENT_BODY
 from gateway import AdsDb
-from manas import Segment, SegmentError, list_bases
+from manas import Base, SegmentError, list_bases
 from messaging import BadMessage, Log, OutRecord, Position
 from messaging.dead_letters import parse
 from messaging.headers import new_header, now_us
@@ -101,10 +101,10 @@ def _records(log: Log, topic: str) -> Iterator[Any]:
 
 def _documents_of(home: Home, version: str) -> set[str]:
     try:
-        segment = Segment.open(home.base / version)
+        segments = Base.open(home.base / version).segments
     except SegmentError:
         return set()  # serving refuses it as well
-    return {segment.document_id(internal) for internal in range(segment.count)}
+    return {segment.document_id(internal) for segment in segments for internal in range(segment.count)}
 
 
 def _give_new_versions(repo: Repo, catalog: Catalog) -> set[str]:

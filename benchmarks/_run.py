@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import cdc, pipeline, stack_latency, transactions, walproxy
+from benchmarks import cdc, pipeline, stack_latency, sync, transactions, vectors, walproxy
 from benchmarks._exceptions import UnknownBenchmark
 
 BENCHMARKS: dict[str, Callable[[bool], dict[str, Any]]] = {
@@ -13,6 +13,8 @@ BENCHMARKS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "cdc": cdc.run,
     "transactions": transactions.run,
     "walproxy": walproxy.run,
+    "sync": sync.run,
+    "vectors": vectors.run,
 }
 ON_THE_STACK: dict[str, Callable[[bool], dict[str, Any]]] = {
     "pipeline": stack_latency.run,

@@ -99,6 +99,8 @@ class TableSpec(Strict):
     freshness_s: float = Field(60.0, gt=0)
     layout: LayoutSpec = LayoutSpec()
     index_layout: LayoutSpec = LayoutSpec()
+    retired: dict[Name, tuple[ScalarSpec, ...]] = {}
+    ends: Name | None = None
     columns: dict[Name, ColumnSpec] = {}
 
 

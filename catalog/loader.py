@@ -16,7 +16,7 @@ from catalog._exceptions import Fault, InvalidCatalog, InvalidValue
 from catalog._lines import Lines, read_yaml
 from catalog._spec import CatalogSpec, ColumnSpec, ExchangeRatesSpec, Key, ServingSpec, SourceSpec, TableSpec
 from catalog.keys import SEPARATOR
-from catalog.kinds import ELEMENT_OF, Destination, Family, LaneName, Message, ValueType
+from catalog.kinds import ELEMENT_OF, Destination, Family, LaneName, Message, Scalar, ValueType
 from catalog.values import check
 
 DEFAULT_CATALOG = Path(__file__).with_name("ads.yaml")
@@ -139,7 +139,25 @@ def _table(
         freshness_s=spec.freshness_s,
         layout=model.Layout(**spec.layout.model_dump()),
         index_layout=model.Layout(**spec.index_layout.model_dump()),
+        retired=_retired(spec, columns, at, lines, faults),
+        ends=spec.ends,
     )
+
+
+def _retired(
+    spec: TableSpec, columns: dict[str, model.Column], at: tuple[str, ...], lines: Lines, faults: list[Fault]
+) -> dict[str, tuple[Scalar, ...]]:
+    """Check when rows of a table count as over: by values and by a time, which the ads DB must know itself."""
+    for where, name in (*(("retired", name) for name in spec.retired), *((("ends", spec.ends),) if spec.ends else ())):
+        if name not in columns or columns[name].source_table is None:
+            faults.append(lines.fault(f"{name!r} is no column of this table that comes from the ads DB", *at, where))
+        elif where == "ends" and columns[name].type is not ValueType.TIME:
+            faults.append(lines.fault(f"{name!r} is {columns[name].type.value}, but must be a time", *at, where))
+    for name, values in spec.retired.items():
+        allowed = columns[name].values if name in columns else ()
+        if allowed and (unknown := [value for value in values if value not in allowed]):
+            faults.append(lines.fault(f"{unknown} cannot be a value of {name!r}", *at, "retired"))
+    return dict(spec.retired)
 
 
 def _source(spec: SourceSpec, at: tuple[str, ...], key_type: str, lines: Lines, faults: list[Fault]) -> model.Source:

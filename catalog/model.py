@@ -166,6 +166,10 @@ class Table:
     layout: Layout = Layout()
     index_layout: Layout = Layout()
     """Of the index tables of its references."""
+    retired: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
+    """Column -> values with which a row, and nothing that refers to it, serves any more: what is so for long goes."""
+    ends: str | None = None
+    """Column with the time after which the row, and nothing that refers to it, serves any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +330,7 @@ class Catalog:
         return gathered_tables(self.tables, root)
 
     def repo_tables(self) -> list[tuple[str, tuple[str, ...]]]:
-        """(table, families) of every Repo table, index tables included."""
+        """(table, families) of every Repo table, index tables and internal ones included."""
         tables = [
             (
                 t.name,
@@ -340,7 +344,7 @@ class Catalog:
             )
             for t in self.tables.values()
         ]
-        return tables + [(r.index_table, (Family.META.value,)) for r in self.references()]
+        return tables + [(r.index_table, (Family.META.value,)) for r in self.references()] + list(INTERNAL_TABLES)
 
     def repo_layouts(self) -> dict[str, Layout]:
         """Repo table -> how it is laid out on a cluster, index tables included."""
@@ -375,11 +379,19 @@ def joined_type(catalog: Catalog, root: str, ref: str) -> ValueType:
     return LIST_OF.get(column.type, column.type) if column.table in catalog.gathered(root) else column.type
 
 
+WORKFLOW_TABLE = "_workflow"
+"""What batch workflows keep of themselves: leases, queued runs, run records and schedules (batch_workflows.runs)."""
+INTERNAL_TABLES: tuple[tuple[str, tuple[str, ...]], ...] = ((WORKFLOW_TABLE, (Family.META.value,)),)
+"""Tables that every installation has, whatever its catalogue declares; no declared name begins with an underscore."""
+
 # Cells that the pipeline itself keeps on rows; no handler watches them, so they never cause a notification.
 SOURCE_VERSION = "meta:source_version"
 """Version of the ads DB state in the row (change feed position), msgpack int."""
 DELETED = "meta:deleted"
 """Present (msgpack true) while the entity is deleted at the source; keeps late older updates out."""
+COLLECTED = "meta:collected"
+"""Present, beside DELETED, on a row that garbage collection took out while the ads DB still has it: msgpack int, the
+checksum of what it held, so that a sync knows it for the same. Any later update of the row takes it away."""
 RUN = "meta:run"
 """Written by every Argus run of a row, so that two racing runs always conflict; msgpack [snapshot_ts, code_version,
 process]."""

@@ -12,10 +12,12 @@ import typer
 
 from cli.repo import repo_app
 from cli.runtime import CommandError, open_catalog
+from cli.snapshots import snapshots_app
 from cli.stack import stack_app
 from cli.switches import report_app, switch_app
 from cli.topics import topics_app
 from cli.walproxy import walproxy_app
+from cli.workflows import workflow_app
 from messaging.home import Home
 
 app = typer.Typer(
@@ -26,8 +28,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # brackets in help texts are brackets
     help="Keep a servable, enriched document per ad in step with the ads database, within milliseconds.",
 )
-workflow_app = typer.Typer(no_args_is_help=True, help="Batch work: base index, refresh, resync, garbage collection.")
 app.add_typer(workflow_app, name="workflow")
+app.add_typer(snapshots_app, name="snapshots")
 why_app = typer.Typer(no_args_is_help=True, help="Say why something does not serve, stopping at the first cause.")
 app.add_typer(why_app, name="why")
 app.add_typer(stack_app, name="stack")
@@ -233,46 +235,6 @@ def documents(
             sys.stdout.write(json.dumps({"id": row, "document": shown}, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-@workflow_app.command("run")
-def workflow_run(
-    name: Annotated[str, typer.Argument(help="One of `workflow list`.")],
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-    table: Annotated[str, typer.Option(help="refresh: only rows of this table.")] = "",
-    ids: Annotated[str, typer.Option(help="refresh: only these ids, separated by commas.")] = "",
-    advertiser: Annotated[str, typer.Option(help="refresh: only this advertiser's ads.")] = "",
-    stored: Annotated[
-        bool, typer.Option("--stored", help="base-index: take the stored documents instead of running the handlers.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="base-index: publish although a gate refuses.")] = False,
-) -> None:
-    """Run a batch workflow to its end."""
-    from cli.workflows import run_workflow
-
-    result = run_workflow(
-        Home.open(home),
-        name,
-        table=table,
-        ids=[i for i in ids.split(",") if i],
-        advertiser=advertiser,
-        stored=stored,
-        force=force,
-    )
-    if as_json:
-        _print_json(result)
-    else:
-        typer.echo("\n".join(f"{key.replace('_', ' ')}: {_short(value)}" for key, value in result.items()))
-
-
-@workflow_app.command("list")
-def workflow_list(home: HomeOption = None) -> None:
-    """List the workflows."""
-    from cli.workflows import WORKFLOWS
-
-    for name, what in WORKFLOWS.items():
-        typer.echo(f"{name:20} {what}")
-
-
 @app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="pipeline, cdc, transactions")],
@@ -293,10 +255,6 @@ def bench(
         from benchmarks import render_benchmark
 
         _console().print(render_benchmark(result))
-
-
-def _short(value: Any) -> str:
-    return json.dumps(value, default=str) if isinstance(value, dict | list) else str(value)
 
 
 def _print_json(value: Any) -> None:

@@ -22,7 +22,7 @@ _Names = Annotated[
     typer.Argument(
         metavar="[NAME]...",
         help="mysql (MariaDB), kafka, hbase, thrift, thrift2, omid (default: all of these), mysql8 (Oracle's), omid2 "
-        "(a second TSO, to stand by). `up` starts what they need too.",
+        "(a second TSO, to stand by), s3. `up` starts what they need too.",
     ),
 ]
 _HomeOption = Annotated[

@@ -98,6 +98,25 @@ def run_reports(context: StageContext) -> None:
     reports_stage.run(context)
 
 
+def run_workflows(context: StageContext) -> None:
+    """Run batch workflows that are due, asked for or interrupted, each in a process of its own."""
+    from batch_workflows import stage
+    from cli.workflow_runs import spawn_queued
+
+    repo = open_repo(context.home, context.catalog)
+    try:
+        stage.run(context, repo, lambda name: spawn_queued(context.home, name))
+    finally:
+        repo.close()
+
+
+def run_bases(context: StageContext) -> None:
+    """Bring published base indexes from the home's address to the home."""
+    from batch_workflows import base_mirror
+
+    base_mirror.run(context)
+
+
 STAGES: dict[str, Callable[[StageContext], None]] = {
     "gateway": run_gateway,
     "updater": run_updater,
@@ -106,8 +125,10 @@ STAGES: dict[str, Callable[[StageContext], None]] = {
     "manas": run_manas,
     "debug_ui": run_debug_ui,
     "reports": run_reports,
+    "workflows": run_workflows,
+    "bases": run_bases,
 }
-"""In the order of the life of an update."""
+"""In the order of the life of an update, then those beside it."""
 
 PIPELINE = tuple(STAGES)
 __all__ = ["PIPELINE", "STAGES", "serving_port"]

@@ -196,4 +196,5 @@ def plan(argus_workers: int, settings: Sequence[tuple[str, str]] = (), *, manas_
         of("wal_proxy"),
         of("updater"),
         of("gateway"),
+        of("workflows"),
     ]

@@ -55,7 +55,10 @@ def list_switches(
 
 @switch_app.command("set")
 def set_one(
-    name: Annotated[str, typer.Argument(help="publishing, drop_older.LANE, pause.LANE or pause_handler.HANDLER.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="publishing, drop_older.LANE, pause.LANE, pause_handler.HANDLER or pause_workflow.NAME."),
+    ],
     value: Annotated[str, typer.Argument(help="on, off, or an age: 30s, 10m, 2h, 1d.")],
     why: Annotated[str, typer.Option("--why", help="For whoever is on call next.")],
     who: Annotated[str | None, typer.Option("--who", help="Default: the user and host that run this.")] = None,

@@ -17,6 +17,8 @@ from rich.live import Live
 from rich.text import Text
 
 from batch_workflows.retention import apply_retention
+from batch_workflows.runs import RunStore
+from batch_workflows.scheduler import to_resume
 from cli.backends import close_backends, open_backends
 from cli.idle import IdleWatch, Outstanding, deferred_rows, held_sentence, outstanding
 from cli.runtime import CommandError, freeze_catalog, hbase_schema, process_file, remember_catalog
@@ -79,6 +81,7 @@ def run_up(
 ) -> None:
     """Bring the service up on a home; return when idle (`until_idle`) or when told to stop."""
     from batch_workflows import announce_left_over
+    from batch_workflows.base_store import remembered_address
     from batch_workflows.sample import generate_sample
 
     started = time.monotonic()
@@ -101,6 +104,8 @@ def run_up(
         choose(home, log=log, repo=repo)  # at once: `topics apply` and `repo apply` are to find them
         if settings.log != EMBEDDED:
             supervisor.add("reports")
+        if remembered_address(home):
+            supervisor.add("bases")
         backends = open_backends(home, catalog, server_only=True, settings=settings)
         try:
             backends.ads_db.check_schema(catalog)
@@ -200,13 +205,19 @@ def _watch(
                 trimmed = apply_retention(backends.home, backends.log)
                 structlog.get_logger().info("retention", records=trimmed.records, bases=trimmed.bases)
                 retained = time.monotonic()
-            if watch.look(state) and until_idle:
+            if watch.look(state) and until_idle and not _runs_left(backends):
                 return state
             time.sleep(_LOOK_SECONDS if until_idle else 5 * _LOOK_SECONDS)
         return None
     finally:
         if live:
             live.stop()
+
+
+def _runs_left(backends: Backends) -> bool:
+    """Return whether a workflow's run goes on, waits, or is about to be resumed."""
+    runs = RunStore(backends.repo)
+    return bool(runs.at_work() or to_resume(runs))
 
 
 def _wait_for_metrics(home: Home, supervisor: Supervisor) -> None:

@@ -14,6 +14,7 @@ from compose.kafka import KafkaServer
 from compose.mysql import MySqlServer
 from compose.mysql8 import OracleMySqlServer
 from compose.omid import OmidServer, SecondOmidServer
+from compose.s3 import S3Server
 from compose.server import STOP_SECONDS, Server, ServerInfo
 
 T = TypeVar("T")
@@ -21,12 +22,13 @@ SERVERS: Mapping[str, type[Server]] = {
     server.name: server
     for server in (
         MySqlServer, KafkaServer, HBaseServer, ThriftServer, Thrift2Server, OmidServer, SecondOmidServer,
-        OracleMySqlServer,
+        OracleMySqlServer, S3Server,
     )
 }  # fmt: skip
-MAIN_SERVERS = tuple(name for name in SERVERS if name not in (SecondOmidServer.name, OracleMySqlServer.name))
-"""What starts when nothing is named: everything that the service can use. A second TSO is for trying fail-over, and one
-ads DB is enough."""
+_ASKED_FOR = (SecondOmidServer.name, OracleMySqlServer.name, S3Server.name)
+MAIN_SERVERS = tuple(name for name in SERVERS if name not in _ASKED_FOR)
+"""What starts when nothing is named: everything that the service needs on a real stack. A second TSO is for trying
+fail-over, one ads DB is enough, and base indexes go to a directory unless told otherwise."""
 
 
 class Stack:

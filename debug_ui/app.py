@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.staticfiles import StaticFiles
 
+from batch_workflows import BadParameters, BatchError, RunBusy, UnknownRun, UnknownWorkflow
 from catalog import CatalogError
 from debug_ui._exceptions import BadInput, DebugUIError, NotReplayable, UnknownEntity, UnknownKind
 from debug_ui._guard import TOKEN_FIELD, CrossSitePost, PostGuard, guard
@@ -28,6 +29,7 @@ from debug_ui.health import pipeline_status
 from debug_ui.inspect import inspect_entity, kinds, table_of
 from debug_ui.prometheus import prometheus_text
 from debug_ui.search import MAX_HITS, request_from_form, run_search
+from debug_ui.workflows import cancel_run, find_run, run_views, start_run, workflow_views
 from gateway import GatewayError
 from manas import InvalidRequest, ManasError
 from messaging import MessagingError
@@ -47,6 +49,11 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (InvalidRequest, 400, "That request cannot be answered"),
     (NotReplayable, 409, "It cannot be replayed"),
     (CrossSitePost, 403, "Refused"),
+    (UnknownRun, 404, "There is no such run"),
+    (UnknownWorkflow, 404, "There is no such workflow"),
+    (BadParameters, 400, "It cannot be started like that"),
+    (RunBusy, 409, "It is at work already"),
+    (BatchError, 500, "Workflows cannot be read"),
     (DebugUIError, 400, "Refused"),
     (ManasError, 503, "Serving does not answer"),
     (RepoError, 503, "The Storage Repo cannot be read"),
@@ -79,7 +86,10 @@ def _environment(backends: Backends) -> Environment:
 
 
 def create_app(backends: Backends) -> FastAPI:
-    """Return the application over opened backends. It reads only, but for the replay of dead letters."""
+    """Return the application over opened backends.
+
+    It reads only, but for the replay of dead letters and for starting and cancelling workflows.
+    """
     app = FastAPI(title="adsindex", docs_url=None, redoc_url=None, openapi_url=None)
     environment = _environment(backends)
     posts = PostGuard()
@@ -167,6 +177,34 @@ def create_app(backends: Backends) -> FastAPI:
         record = await run_in_threadpool(replay, backends.log, partition, offset)
         return RedirectResponse(f"/dead-letters/{partition}/{offset}?replayed={record.topic}", status_code=303)
 
+    @app.get("/workflows", response_class=HTMLResponse)
+    def workflows(workflow: Short = "", refresh: Annotated[int, Query(ge=0, le=3600)] = 0) -> Response:
+        return page(
+            "workflows.html",
+            workflows=workflow_views(backends),
+            runs=run_views(backends, workflow),
+            chosen=workflow,
+            refresh=refresh,
+            token=posts.token,
+        )
+
+    @app.get("/workflows/run/{name}", response_class=HTMLResponse)
+    def workflow_run(name: str, cancel: bool = False) -> Response:
+        return page("workflow_run.html", run=find_run(backends, name), cancel=cancel, token=posts.token)
+
+    @app.post("/workflows/start")
+    async def start_workflow(request: Request) -> Response:
+        form = await posts.check(request)
+        run = await run_in_threadpool(start_run, backends, form)
+        return RedirectResponse(f"/workflows/run/{quote(run.workflow, safe='')}", status_code=303)
+
+    @app.post("/workflows/run/{name}/cancel")
+    async def cancel_workflow(request: Request, name: str) -> Response:
+        form = await posts.check(request)
+        run = await run_in_threadpool(cancel_run, backends, name, form)
+        to = f"/run/{quote(run.id, safe='')}" if not run.id.endswith("-0") else ""
+        return RedirectResponse(f"/workflows{to}", status_code=303)
+
     @app.get("/dependencies", response_class=HTMLResponse)
     def dependencies(handler: Short = "") -> Response:
         rows = dependency_rows(backends.catalog)
@@ -191,6 +229,14 @@ def create_app(backends: Backends) -> FastAPI:
     @app.get("/api/status")
     def api_status() -> Mapping[str, Any]:
         return pipeline_status(backends).to_json()
+
+    @app.get("/api/workflows")
+    def api_workflows() -> Any:
+        return [view.to_json() for view in workflow_views(backends)]
+
+    @app.get("/api/workflows/runs")
+    def api_runs(workflow: Short = "") -> Any:
+        return [run.to_json() for run in run_views(backends, workflow)]
 
     @app.get("/api/search")
     def api_search(json: Text, k: Hits = 20, ad: Short = "") -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from gateway._exceptions import (
     StatementFailed,
 )
 from gateway.ads_db import AdsDb, CaptureReport, StatementResult
-from gateway.backends import FeedLag, feed_lag, request_missing, request_resync
+from gateway.backends import FeedLag, feed_lag, newest_number, open_rows, request_missing, request_resync, request_rows
 from gateway.binlog import BinlogChangeFeed
 from gateway.feed import Change, ChangeFeed, SqliteChangeFeed
 from gateway.materialize import Materialized, Materializer, RowQuery, RowSource
@@ -42,6 +42,9 @@ __all__ = [
     "StatementFailed",
     "StatementResult",
     "feed_lag",
+    "newest_number",
+    "open_rows",
     "request_missing",
     "request_resync",
+    "request_rows",
 ]

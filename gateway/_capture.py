@@ -121,7 +121,7 @@ def ensure_capture(connection: sqlite3.Connection, catalog: Catalog, position: i
             tables=report.lost,
             rows_enqueued=enqueued,
             why="their triggers were gone or different; rows that are there now are read again",
-            todo="rows deleted meanwhile are still served: ./adsindex workflow run resync",
+            todo="the workflows stage starts a sync that finds rows that were deleted meanwhile",
         )
     elif report.redefined:
         _log.warning("schema_changed", tables=report.redefined, rows_enqueued=enqueued, why="they are read again")
@@ -154,6 +154,18 @@ def enqueue_missing(connection: sqlite3.Connection, table: Table, keys: Iterable
                 [(source, k) for k in chunk if str(k) not in present],
             ).rowcount
     return missing
+
+
+def enqueue_keys(connection: sqlite3.Connection, table: Table, keys: Iterable[int | str]) -> int:
+    """Enqueue entities, there or not, by their keys; return how many."""
+    if table.source is None:
+        return 0
+    source = table.source.table
+    with transaction(connection):
+        return connection.executemany(
+            f"INSERT INTO {CHANGES} (source_table, key, changed_at_us, backfill) VALUES (?, ?, {NOW_US}, 1)",
+            [(source, key) for key in keys],
+        ).rowcount
 
 
 def enqueue_all(connection: sqlite3.Connection, catalog: Catalog, next_seq: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from catalog import Catalog
 from catalog.keys import join_key, key_columns, split_key
@@ -50,6 +51,16 @@ class SqliteRowSource:
                         raise
                     for row in cursor:
                         yield query, join_key(row[:width]), row[width:]
+
+    def keys(self, table: str, key: str, after: Sequence[object] | None, limit: int) -> list[tuple[Any, ...]]:
+        """Return the next keys of a table after one, in order, in a snapshot of its own. Raises AdsDbUnavailable."""
+        listed = ", ".join(quoted(name) for name in key_columns(key))
+        where = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in key_columns(key))
+        if after is not None:
+            where += f" AND ({listed}) > ({', '.join('?' * len(after))})"
+        sql = f"SELECT DISTINCT {listed} FROM {quoted(table)} WHERE {where} ORDER BY {listed} LIMIT {limit}"
+        with translated(self._path):
+            return self._connection.execute(sql, tuple(after or ())).fetchall()
 
     def close(self) -> None:
         """Close the connection; safe to call twice."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -115,18 +115,42 @@ def request_missing(db: AdsDb, catalog: Catalog, log: Log, table: Table, keys: I
     if not isinstance(db, MysqlAdsDb):
         with closing(SqliteChangeFeed(_sqlite(db), catalog)) as feed:
             return feed.enqueue_missing(table, keys)
-    # Before the rows are read: whatever changes after that has a higher number.
-    number = newest_number(db, catalog, log)
-    if number <= 0:  # nothing was ever published from this binlog
-        return 0
-    now = now_us()
     wanted = tuple(keys)
     with closing(MysqlRowSource(db, catalog)) as rows:
-        present = {str(key) for _, key, _ in rows.rows([RowQuery(source.table, source.key, (), wanted)])}
-        missing = [Change(number, source.table, key, now, backfill=True) for key in wanted if str(key) not in present]
-        result = Materializer(catalog).materialize(missing, rows)
+        found = rows.rows([RowQuery(source.table, source.key, (), wanted)])
+        present = {str(key) for _, key, _ in found}
+    return _publish(db, catalog, log, table, [key for key in wanted if str(key) not in present], gone_only=True)
+
+
+def request_rows(db: AdsDb, catalog: Catalog, log: Log, table: Table, keys: Iterable[int | str]) -> int:
+    """Have the entities of `keys` read again and sent, as they are or as deleted, for the low lane; return how many.
+
+    As `request_missing` does it: what is published from here has the number `newest_number` as its version, and the
+    Updater takes it for stale where a row has that version or a newer one. Raises AdsDbUnavailable, SchemaMismatch,
+    LogError.
+    """
+    if table.source is None:
+        return 0
+    if not isinstance(db, MysqlAdsDb):
+        with closing(SqliteChangeFeed(_sqlite(db), catalog)) as feed:
+            return feed.enqueue(table, keys)
+    return _publish(db, catalog, log, table, list(keys))
+
+
+def _publish(
+    db: MysqlAdsDb, catalog: Catalog, log: Log, table: Table, keys: Sequence[int | str], *, gone_only: bool = False
+) -> int:
+    """Publish rows as they are now, all or those that are gone, under the newest number published; return how many."""
+    # Before the rows are read: whatever changes after that has a higher number.
+    number = newest_number(db, catalog, log)
+    if number <= 0 or table.source is None:  # nothing was ever published from this binlog
+        return 0
+    now = now_us()
+    with closing(MysqlRowSource(db, catalog)) as rows:
+        changes = [Change(number, table.source.table, key, now, backfill=True) for key in keys]
+        result = Materializer(catalog).materialize(changes, rows)
     log.publish(result.records(now))
-    return sum(update.deleted for update in result.updates)
+    return sum(update.deleted or not gone_only for update in result.updates)
 
 
 def _as_number(file: str, offset: int) -> int:

@@ -22,7 +22,7 @@ import structlog
 
 from catalog import Catalog
 from catalog.keys import join_key
-from gateway import _mysql
+from gateway import _mysql, lost_rows
 from gateway._binlog_reader import BinlogReader
 from gateway._binlog_resume import Resume, newest_request
 from gateway._binlog_transactions import Piece
@@ -319,8 +319,10 @@ class BinlogChangeFeed:
                 "binlog_rows_missing",
                 table=table,
                 why=why,
-                todo="its rows are sent again; rows deleted are still served: ./adsindex workflow run resync",
+                todo="its rows are sent again; the workflows stage starts a sync that finds those that are gone",
             )
+        entities = self._catalog.source_tables()
+        lost_rows.ask(self._log, {entities[table][0].name for table in tables})
         self._send_again(tables, "changed without row events")
 
     def _send_again(self, source_tables: Collection[str], why: str) -> None:

@@ -179,6 +179,14 @@ class SqliteChangeFeed:
         with translated(self._db.path):
             return _capture.enqueue_missing(self._connection, table, keys)
 
+    def enqueue(self, table: Table, keys: Iterable[int | str]) -> int:
+        """Enqueue entities by their keys, to be sent at low priority as they are then; return how many.
+
+        Raises AdsDbUnavailable.
+        """
+        with translated(self._db.path):
+            return _capture.enqueue_keys(self._connection, table, keys)
+
     def schema_version(self) -> int:
         """Return SQLite's count of schema changes. Raises AdsDbUnavailable."""
         with translated(self._db.path):

@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing
 import grpc
 import structlog
 
+from gateway import lost_rows
 from gateway._exceptions import AdsDbUnavailable, SchemaMismatch
 from gateway.ads_db import AdsDb
 from gateway.backends import open_feed, open_rows
@@ -94,6 +95,8 @@ class _Gateway:
         ensure_topics(self._log)
         committed = self._log.committed(GATEWAY_GROUP, CHANGE_FEED)[0]
         captured = db.ensure_capture(context.catalog, max(0, committed - 1))
+        if captured.lost:
+            lost_rows.ask(self._log, captured.lost)
         by_file = context.settings.get("binlog_position") == "file"
         self._feed = stack.enter_context(closing(open_feed(db, context.catalog, self._log, by_file=by_file)))
         self._source = stack.enter_context(closing(open_rows(db, context.catalog, self._feed)))
@@ -150,6 +153,8 @@ class _Gateway:
             return
         if captured.lost or captured.redefined:
             self._metrics.count("capture_repairs")
+        if captured.lost:
+            lost_rows.ask(self._log, captured.lost)
 
     def _publish(self, changes: Sequence[Change]) -> None:
         entered_us = now_us()
@@ -209,6 +214,7 @@ class _Gateway:
 
     def _resync(self, why: str) -> None:
         """A gap in the feed: every row is enqueued again, and the gap is said aloud, never passed over."""
+        lost_rows.ask(self._log, lost_rows.ALL)
         enqueued = self._feed.resync(self._last + 1)
         self._whole_until = self._feed.end()
         self._metrics.count("resyncs")
@@ -217,7 +223,7 @@ class _Gateway:
             why=why,
             position=self._last,
             rows_enqueued=enqueued,
-            todo="rows deleted in the gap are still served: ./adsindex workflow run resync",
+            todo="rows deleted in the gap are served until the sync that the workflows stage starts has found them",
         )
 
     def _store_position(self, *, at_once: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Which ads fit this request?"""
 
+from manas._base import Base, base_manifest, shard_of
 from manas._exceptions import (
     CatalogMismatch,
     FoldFailed,
@@ -15,14 +16,14 @@ from manas._exceptions import (
     SegmentMissing,
     UnusableCatalog,
 )
-from manas._manifest import Manifest
+from manas._manifest import MANIFEST, FileEntry, Manifest, file_entry, parse_manifest, seal_manifest
 from manas._vector_files import VectorBuild
 from manas._vector_plan import Way
 from manas._vector_ranking import PlannerLimits
 from manas._view import Outcome
 from manas._writer import SegmentWriter
 from manas.api import Answer, Hit, SearchBackend
-from manas.bases import BaseInfo, current_base, list_bases, prune_bases, publish, rollback
+from manas.bases import BaseInfo, current_base, list_bases, new_version, prune_bases, publish, rollback
 from manas.broker import Broker
 from manas.budgets import is_funded
 from manas.client import ManasClient
@@ -31,10 +32,13 @@ from manas.local import open_local_index
 from manas.segment import Segment
 
 __all__ = [
+    "MANIFEST",
     "Answer",
+    "Base",
     "BaseInfo",
     "Broker",
     "CatalogMismatch",
+    "FileEntry",
     "FoldFailed",
     "Hit",
     "Index",
@@ -58,11 +62,17 @@ __all__ = [
     "UnusableCatalog",
     "VectorBuild",
     "Way",
+    "base_manifest",
     "current_base",
+    "file_entry",
     "is_funded",
     "list_bases",
+    "new_version",
     "open_local_index",
+    "parse_manifest",
     "prune_bases",
     "publish",
     "rollback",
+    "seal_manifest",
+    "shard_of",
 ]

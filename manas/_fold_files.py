@@ -38,6 +38,13 @@ from manas._verify import check_sizes
 from manas.segment import Segment
 
 BASE_LAYER = "base"
+
+
+def base_layer(number: int) -> str:
+    """Return how a segment of the base is called, numbered from 0: "base" where there is one."""
+    return BASE_LAYER if number == 0 else f"{BASE_LAYER}-{number}"
+
+
 SEGMENT = "segment"
 SET = "SET"
 _FOLD = "fold.json"

@@ -26,7 +26,7 @@ from catalog import Catalog
 from manas._delta import Delta
 from manas._exceptions import FoldFailed, SegmentCorrupt, SegmentError
 from manas._fold import FoldOrder, delta_rows, write_rows
-from manas._fold_files import BASE_LAYER, FOLD_FORMAT, SEGMENT, SET, Fold, FoldSet, read_set, write_set
+from manas._fold_files import FOLD_FORMAT, SEGMENT, SET, Fold, FoldSet, read_set, write_set
 from manas._segment_view import SegmentView
 from manas._view import View
 from manas.shards import Shard
@@ -260,7 +260,7 @@ class _Job:
         self._words = directory / f"{name}.err"
         self.merged = _merged(frozen, view.folds)
         keep = len(view.folds) - self.merged
-        lower = [] if view.segment is None else [(BASE_LAYER, view.segment.directory)]
+        lower = [(name, segment.directory) for name, segment in view.base_layers.items()]
         lower += [(fold.name, fold.directory / SEGMENT) for fold in view.folds[:keep]]
         self._order = FoldOrder(
             self._target,

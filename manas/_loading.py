@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from manas._base import Base
 from manas._exceptions import FoldFailed, IndexIncomplete, InvalidDocument, ManasError, SegmentCorrupt, SegmentError
 from manas._fold_files import SEGMENT, SET, Fold
 from manas._folder import Folder, FoldSpace, latest_folds, load_folds
@@ -22,7 +23,6 @@ from manas._verify import Files, Verifier
 from manas._view import View
 from manas.bases import CURRENT, current_base, list_bases
 from manas.index import Index
-from manas.segment import Segment
 from manas.shards import ensure_part
 from messaging import dead_letters
 from messaging._exceptions import BadMessage, OffsetTrimmed
@@ -104,13 +104,13 @@ class Loader:
     def open(self, version: str, beat: Callable[[], None] = lambda: None) -> Loaded:
         """Map a base and the folded segments above it; the log is not read. Raises SegmentError, IndexIncomplete."""
         shard, catalog = self._index.shard, self._index.schema.catalog
-        segment = None
+        base = None
         if version:
             directory = ensure_part(self._base_dir, version, shard, catalog, beat)
-            segment = Segment.open(directory, verify=False)
-        view = self._index.new_view(segment, version)
+            base = Base.open(directory, verify=False)
+        view = self._index.new_view(base, version)
         folds, where, note = self._folds(version)
-        positions = self._first_positions(segment, folds)
+        positions = self._first_positions(base, folds)
         if folds:
             view.stack(folds)
         folder = None
@@ -148,9 +148,9 @@ class Loader:
         if self._space is not None:
             (self._space.of(version) / SET).unlink(missing_ok=True)
 
-    def _first_positions(self, segment: Segment | None, folds: list[Fold]) -> Positions:
+    def _first_positions(self, base: Base | None, folds: list[Fold]) -> Positions:
         """Return where to read on. Raises IndexIncomplete when that is no longer in the log."""
-        wanted: Mapping[int, int] = segment.manifest.delta_positions if segment is not None else {}
+        wanted: Mapping[int, int] = base.manifest.delta_positions if base is not None else {}
         if folds:
             wanted = folds[-1].segment.manifest.delta_positions
         positions = {}
@@ -195,7 +195,7 @@ class Loader:
             self.problem = loaded.note
         self._index.refusal = ""
         if self._space is not None:  # one who only looks is gone before it would be done
-            self.verifier.start(_files(loaded.view.segment, loaded.view.folds))
+            self.verifier.start(_files(loaded.view))
 
     def tick(self, positions: Positions) -> Loaded | None:
         """Look after the pointer and the checksums; return another base once it is loaded as far as `positions`."""
@@ -237,10 +237,10 @@ class Loader:
     def _condemn(self, directory: Path, error: SegmentCorrupt, positions: Positions) -> None:
         """Refuse to answer from files that changed under us, until something else is in service."""
         version = self._index.base_version
-        segment = self._index.view.segment
+        base = [segment.directory for segment in self._index.view.base_layers.values()]
         self.verifier.start([])
         self._index.refusal = f"base {version} is refused: {error}"
-        if segment is not None and directory == segment.directory:
+        if directory in base:
             self._refuse(version, error)
             for earlier in self._earlier(version):
                 if earlier not in self._refused:
@@ -299,6 +299,6 @@ def fold_files(folds: list[Fold]) -> list[Files]:
     return listed
 
 
-def _files(segment: Segment | None, folds: list[Fold]) -> list[Files]:
-    base: list[Files] = [] if segment is None else [(segment.directory, segment.manifest.files)]
-    return base + fold_files(folds)
+def _files(view: View) -> list[Files]:
+    base: list[Files] = [(segment.directory, segment.manifest.files) for segment in view.base_layers.values()]
+    return base + fold_files(view.folds)

@@ -60,15 +60,23 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, FileEntry]
     created_at: str
     """ISO time, UTC."""
+    shards: tuple[str, ...] = ()
+    """Directories of the segments that a base consists of; none where it is one segment itself."""
     checksum: str = ""
     """BLAKE2b-128 of this manifest with an empty checksum."""
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     """Write the manifest with its checksum and return it; the caller syncs the directory."""
-    sealed = msgspec.structs.replace(manifest, checksum=_seal(manifest))
-    (directory / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(sealed), indent=1))
+    sealed, data = seal_manifest(manifest)
+    (directory / MANIFEST).write_bytes(data)
     return sealed
+
+
+def seal_manifest(manifest: Manifest) -> tuple[Manifest, bytes]:
+    """Return the manifest with its checksum, and the contents of its file."""
+    sealed = msgspec.structs.replace(manifest, checksum=_seal(manifest))
+    return sealed, msgspec.json.format(msgspec.json.encode(sealed), indent=1)
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -78,6 +86,11 @@ def read_manifest(directory: Path) -> Manifest:
         data = file.read_bytes()
     except FileNotFoundError:
         raise SegmentMissing(f"{directory} has no {MANIFEST}: the build never finished; build the base again") from None
+    return parse_manifest(data, str(file))
+
+
+def parse_manifest(data: bytes, file: str) -> Manifest:
+    """Return the manifest that a file holds; `file` is for errors. Raises SegmentCorrupt, SegmentFormat."""
     try:
         version = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("format_version")
         if version is not None and bytes(version) != str(FORMAT_VERSION).encode() and bytes(version).isdigit():
@@ -86,9 +99,9 @@ def read_manifest(directory: Path) -> Manifest:
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise SegmentCorrupt(str(file), f"not a manifest ({error})") from None
+        raise SegmentCorrupt(file, f"not a manifest ({error})") from None
     if manifest.checksum != _seal(manifest):
-        raise SegmentCorrupt(str(file), "its contents do not match its own checksum")
+        raise SegmentCorrupt(file, "its contents do not match its own checksum")
     return manifest
 
 

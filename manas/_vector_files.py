@@ -48,6 +48,8 @@ class VectorBuild:
 
     lists_from: int = 5_000
     graph_micros: float = 150.0
+    threads: int = -1
+    """That build a graph: -1 is one per processor; with 1 the same vectors give the same graph."""
 
 
 def write_vectors(
@@ -86,19 +88,19 @@ def _planned(
     unfiltered = choose(plan, size, padded(count) // 64, CALIBRATED_K)
     if unfiltered.micros.get(Way.LISTS, np.inf) < build.graph_micros:
         return plan, None
-    links = graph_links(matrix)
+    links = graph_links(matrix, build.threads)
     rows = np.full(padded(count), NO_ROW, np.uint32)
     rows[ids] = np.arange(size, dtype=np.uint32)
     table = VectorTable(dims, matrix, rows, ids, lists, links)
     return msgspec.structs.replace(plan, degree=links.shape[1], beams=measure_beams(table, ids, count)), links
 
 
-def graph_links(matrix: Floats) -> npt.NDArray[np.uint32]:
+def graph_links(matrix: Floats, threads: int = -1) -> npt.NDArray[np.uint32]:
     """Build a graph by hnswlib and return the links of its lowest level, by row and padded with NO_ROW."""
     size, dims = matrix.shape
     graph = hnswlib.Index("ip", dims)
     graph.init_index(size, M=GRAPH_M, ef_construction=GRAPH_EF_CONSTRUCTION, random_seed=1)
-    graph.add_items(matrix, np.arange(size))
+    graph.add_items(matrix, np.arange(size), num_threads=threads)
     (state,) = graph.__getstate__()
     elements = np.frombuffer(state["data_level0"], np.uint8).reshape(-1, state["size_data_per_element"])[:size]
     at, degree = state["label_offset"], state["max_M0"]

@@ -7,9 +7,10 @@ from enum import StrEnum
 
 import numpy as np
 
+from manas._base import Base
 from manas._delta import Delta, Entry
 from manas._delta_view import DeltaView
-from manas._fold_files import BASE_LAYER, Fold
+from manas._fold_files import Fold, base_layer
 from manas._schema import DocumentSchema, PreparedDocument
 from manas._segment_view import SegmentView
 from manas.segment import Segment
@@ -34,12 +35,12 @@ class View:
     `upsert`, `delete`, `fund`, `freeze` and `adopt`, for which its owner locks.
     """
 
-    def __init__(self, schema: DocumentSchema, segment: Segment | None, version: str = "") -> None:
-        """Raises CatalogMismatch when the segment contradicts the catalogue."""
+    def __init__(self, schema: DocumentSchema, base: Base | Segment | None, version: str = "") -> None:
+        """Raises CatalogMismatch when the base contradicts the catalogue."""
         self.schema = schema
-        self.segment = segment
+        self.manifest = base.manifest if base is not None else None
         self.base_version = version
-        self.fields_missing_in_base = segment.check_catalog(schema.catalog) if segment is not None else []
+        self.fields_missing_in_base = base.check_catalog(schema.catalog) if base is not None else []
         self.delta = Delta(schema)
         self.frozen: Delta | None = None
         """A delta that changes no more, while it is being folded."""
@@ -47,7 +48,10 @@ class View:
         """Oldest first."""
         self.funded_keys: set[str] = set()
         self._budget_key = schema.catalog.serving.budget_key or ""  # "": nothing is funded or not
-        self._base = SegmentView(segment) if segment is not None else None
+        segments = base.segments if base is not None else ()
+        self.base_layers = {base_layer(number): segment for number, segment in enumerate(segments)}
+        """Name, as folded segments call it, -> a segment of the base."""
+        self._bases = {name: SegmentView(segment) for name, segment in self.base_layers.items()}
         self._folded: list[SegmentView] = []
         self._frozen: DeltaView | None = None
         self._delta = DeltaView(self.delta)
@@ -69,7 +73,7 @@ class View:
             if version > known.version:
                 return Outcome.APPLIED
             return Outcome.DUPLICATE if version == known.version else Outcome.STALE
-        if self.segment is not None and version <= self.segment.manifest.snapshot_ts:
+        if self.manifest is not None and version <= self.manifest.snapshot_ts:
             return Outcome.COVERED
         return Outcome.APPLIED
 
@@ -100,8 +104,8 @@ class View:
                 if known.slot >= 0:
                     view.hide_ids(np.array([known.slot], np.uint32))
                 return
-        if self._base is not None:
-            self._base.hide(document_id)
+        for base in self._bases.values():
+            base.hide(document_id)
 
     def set_funded(self, keys: Iterable[str]) -> None:
         """Take over which budgets have something left, all at once, in a view that knows of none yet."""
@@ -123,9 +127,7 @@ class View:
         """Put folded segments, oldest first, upon the base of a view that knows of no delta yet."""
         for fold in folds:
             view = self._new_folded(fold)
-            below: dict[str, SegmentView] = {f.name: v for f, v in zip(self.folds, self._folded, strict=True)}
-            if self._base is not None:
-                below[BASE_LAYER] = self._base
+            below = self._bases | {f.name: v for f, v in zip(self.folds, self._folded, strict=True)}
             for name, ids in fold.hides.items():
                 below[name].hide_ids(ids)
             self.folds.append(fold)
@@ -164,10 +166,9 @@ class View:
         return view
 
     def layers(self) -> list[SegmentView | DeltaView]:
-        """Return the layers that have documents or could have, the base first and the live delta last."""
-        base = [] if self._base is None else [self._base]
+        """Return the layers that have documents or could have, those of the base first and the live delta last."""
         frozen = [] if self._frozen is None else [self._frozen]
-        return [*base, *self._folded, *frozen, self._delta]
+        return [*self._bases.values(), *self._folded, *frozen, self._delta]
 
     def find(self, document_id: str) -> tuple[SegmentView | DeltaView, int] | None:
         """Return where a live document is."""

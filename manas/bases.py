@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from manas._base import Base
 from manas._exceptions import SegmentError, SegmentMissing
 from manas._manifest import Manifest, read_manifest
-from manas.segment import Segment
 
 CURRENT = "CURRENT"
 
@@ -32,15 +32,20 @@ class BaseInfo:
     """Why the manifest cannot be read."""
 
 
-def publish(base_dir: Path, built_dir: Path) -> str:
-    """Move a built segment into `base_dir` and put it in service; return its version.
+def new_version(snapshot_ts: int) -> str:
+    """Return a name for a base that is published now."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{snapshot_ts}"
+
+
+def publish(base_dir: Path, built_dir: Path, *, version: str = "") -> str:
+    """Move a built base into `base_dir` and put it in service; return its version, made now unless given.
 
     The segment is verified first: a corrupt or incomplete one raises a SegmentError, and the old base stays.
     """
-    manifest = Segment.open(built_dir, verify=True).manifest
+    manifest = Base.open(built_dir, verify=True).manifest
     base_dir.mkdir(parents=True, exist_ok=True)
-    while (base_dir / (version := f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{manifest.snapshot_ts}")).exists():
-        pass  # published within the same microsecond: the next one is free
+    while not version or (base_dir / version).exists():  # within the same microsecond the next one is free
+        version = new_version(manifest.snapshot_ts)
     try:
         built_dir.rename(base_dir / version)
     except OSError as error:
@@ -88,7 +93,7 @@ def rollback(base_dir: Path, version: str | None = None) -> str:
         version = earlier[-1]
     elif version not in names:
         raise SegmentMissing(f"{base_dir} has no base {version!r}; there are {names}")
-    Segment.open(base_dir / version, verify=True)
+    Base.open(base_dir / version, verify=True)
     _point(base_dir, version)
     return version
 
@@ -122,8 +127,8 @@ def _copy(built: Path, target: Path) -> None:
     """Bring a segment over from another file system: copied and verified under a hidden name first."""
     incoming = target.with_name(f".incoming-{uuid.uuid4().hex}")
     shutil.copytree(built, incoming)
-    Segment.open(incoming, verify=True)
-    for file in (*incoming.iterdir(), incoming):
+    Base.open(incoming, verify=True)
+    for file in (*incoming.rglob("*"), incoming):
         _sync(file)
     incoming.rename(target)
     shutil.rmtree(built)

@@ -12,6 +12,7 @@ from typing import Any
 from catalog import Catalog
 from catalog.documents import encode_document
 from manas import _explain
+from manas._base import Base
 from manas._clauses import And, Condition, Not, Term
 from manas._common import Common
 from manas._delta import Delta, Entry
@@ -50,20 +51,20 @@ class Index:
     def __init__(
         self,
         catalog: Catalog,
-        segment: Segment | None = None,
+        base: Base | Segment | None = None,
         *,
         base_version: str = "",
         limits: PlannerLimits | None = None,
         shard: Shard = WHOLE,
     ) -> None:
-        """Raises UnusableCatalog, or CatalogMismatch when `segment` contradicts the catalogue."""
+        """Raises UnusableCatalog, or CatalogMismatch when `base` contradicts the catalogue."""
         self.shard = shard
         self.schema = DocumentSchema(catalog)
         self._parser = RequestParser(self.schema)
         self._searcher = Searcher(self.schema, limits or PlannerLimits())
         self._lock = threading.Lock()
         self._budgets = BudgetTable()
-        self._view = View(self.schema, segment, base_version)
+        self._view = View(self.schema, base, base_version)
         self._outcomes: Counter[str] = Counter()
         self._last_applied_us = 0
         self.describe: Callable[[], Mapping[str, Any]] = dict
@@ -75,9 +76,9 @@ class Index:
 
     # ---- writing: one thread at a time ----
 
-    def new_view(self, segment: Segment | None, base_version: str = "") -> View:
+    def new_view(self, base: Base | Segment | None, base_version: str = "") -> View:
         """Return a view of another base to be filled aside and handed to `swap`. Raises CatalogMismatch."""
-        view = View(self.schema, segment, base_version)
+        view = View(self.schema, base, base_version)
         with self._lock:
             funded = set(self._budgets.funded)
         view.set_funded(funded)
@@ -280,7 +281,7 @@ class Index:
         """Return sizes, versions, outcomes and what `describe` adds."""
         with self._lock:
             view = self._view
-            manifest = view.segment.manifest if view.segment is not None else None
+            manifest = view.manifest
             return {
                 "documents": view.documents(),
                 "base": None

@@ -71,6 +71,11 @@ class Segment:
         self.targets = SegmentTargets(directory, {name: kept.index for name, kept in manifest.fields.items()})
         self.posting = lru_cache(_CACHED_POSTINGS)(self._read_posting)
 
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Itself: a base of one segment."""
+        return (self,)
+
     @classmethod
     def open(cls, directory: Path, verify: bool = True) -> Self:
         """Map a segment's files after comparing them with the manifest: sizes always, checksums if `verify`.

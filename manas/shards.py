@@ -7,7 +7,6 @@ loads that base, in a process of its own: `python -m manas.shards`, with a pickl
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import pickle
 import shutil
@@ -20,9 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from catalog import Catalog
+from manas._base import Base, shard_of
 from manas._exceptions import SegmentError
 from manas._writer import SegmentWriter
-from manas.segment import Segment
 
 PARTS = ".shards"
 _ROOT = Path(__file__).parent.parent
@@ -62,12 +61,6 @@ class Shard:
 WHOLE = Shard(0, 1)
 
 
-def shard_of(document_id: str, count: int) -> int:
-    """Return the shard of a document: the BLAKE2b-64 of its id (little-endian) modulo their number."""
-    digest = hashlib.blake2b(document_id.encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % count
-
-
 @dataclass(frozen=True, slots=True)
 class PartOrder:
     """Which base to take a part of, and where to write it."""
@@ -95,7 +88,7 @@ def ensure_part(
     part = part_directory(base_dir, version, shard)
     if part.is_dir() or shard.count == 1:
         return part
-    Segment.open(base_dir / version, verify=False)  # names what is wrong with the base before a process is started
+    Base.open(base_dir / version, verify=False)  # names what is wrong with the base before a process is started
     part.parent.mkdir(parents=True, exist_ok=True)
     with (part.parent / "lock").open("ab") as lock:
         while not part.is_dir():
@@ -140,13 +133,14 @@ def _wait(process: subprocess.Popen[bytes]) -> int | None:
 
 def write_part(order: PartOrder) -> None:
     """Write a shard's part of a base: its documents with their versions, the base's snapshot and positions."""
-    base = Segment.open(order.base, verify=True)
+    base = Base.open(order.base, verify=True)
 
     def documents() -> Iterator[tuple[str, int, bytes]]:
-        for internal in range(base.count):
-            document_id = base.document_id(internal)
-            if order.shard.has(document_id):
-                yield document_id, base.version(internal), base.body(internal)
+        for segment in base.segments:
+            for internal in range(segment.count):
+                document_id = segment.document_id(internal)
+                if order.shard.has(document_id):
+                    yield document_id, segment.version(internal), segment.body(internal)
 
     manifest = base.manifest
     writer = SegmentWriter(order.part, order.catalog)

@@ -10,6 +10,8 @@ drop_older.<lane>   off (default), 30s, 10m,  Gateway and Updater drop updates o
 pause.<lane>        off (default), on         on: Updater and Argus leave the lane's records in the log
 pause_handler.NAME  off (default), on         on: Argus does not run this handler; what it wrote stays, the others run,
                                               and rows that it is due for wait until it is off again
+pause_workflow.NAME off (default), on         on: a run of this workflow holds where it is, if it is one that paces
+                                              itself (refresh), and goes on when it is off again
 =================== ========================= ==============================================================
 
 They lie in the topic SWITCHES, on Kafka a compacted one: the newest record of a name is its value.
@@ -46,6 +48,8 @@ PAUSE: dict[LaneName, str] = {lane: f"pause.{lane.value}" for lane in LANES}
 PAUSE_HANDLER = "pause_handler."
 """Before a handler's name. Which handlers there are is Argus' to know: one that does not exist is a switch without
 effect, which the command refuses."""
+PAUSE_WORKFLOW = "pause_workflow."
+"""Before a workflow's name; one that does not exist, or does not pace itself, takes no notice."""
 _HANDLER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 _log = structlog.get_logger()
@@ -88,9 +92,10 @@ def parse_age_us(text: str) -> int | None:
 
 def check_setting(name: str, value: str) -> None:
     """Raise BadSwitch when there is no such switch or it cannot have this value."""
-    handler = name.removeprefix(PAUSE_HANDLER) if name.startswith(PAUSE_HANDLER) else None
-    if name not in DEFAULTS and (handler is None or not _HANDLER.fullmatch(handler)):
-        raise BadSwitch(f"there is no switch {name!r}; there are {', '.join(DEFAULTS)} and {PAUSE_HANDLER}HANDLER")
+    of = next((name.removeprefix(p) for p in (PAUSE_HANDLER, PAUSE_WORKFLOW) if name.startswith(p)), None)
+    if name not in DEFAULTS and (of is None or not _HANDLER.fullmatch(of)):
+        known = f"{', '.join(DEFAULTS)}, {PAUSE_WORKFLOW}NAME and {PAUSE_HANDLER}HANDLER"
+        raise BadSwitch(f"there is no switch {name!r}; there are {known}")
     if name in DROP_OLDER.values():
         parse_age_us(value)
     elif value not in ("on", "off"):
@@ -162,6 +167,11 @@ class Switches:
             for setting in self.all()
             if setting.name.startswith(PAUSE_HANDLER) and setting.value == "on"
         }
+
+    def paused_workflow(self, name: str) -> Setting | None:
+        """Return the setting that pauses a workflow, None if none does."""
+        setting = next((s for s in self.all() if s.name == f"{PAUSE_WORKFLOW}{name}"), None)
+        return setting if setting is not None and setting.value == "on" else None
 
     def paused_topics(self, topics: dict[LaneName, str]) -> list[str]:
         """Return the topics of those lanes that are paused: what a consumer leaves in the log."""

@@ -14,11 +14,20 @@ from tests.stack_support import (
     mysql_server,
     oracle_mysql_server,
     own_stack,
+    s3_server,
     shared_stack,
 )
 from tests.support import IN_CI, data_directory
 
-__all__ = ["hbase_server", "kafka_server", "mysql_server", "oracle_mysql_server", "own_stack", "shared_stack"]
+__all__ = [
+    "hbase_server",
+    "kafka_server",
+    "mysql_server",
+    "oracle_mysql_server",
+    "own_stack",
+    "s3_server",
+    "shared_stack",
+]
 """Fixtures that pytest finds here."""
 
 

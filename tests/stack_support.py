@@ -100,6 +100,12 @@ def hbase_server(shared_stack: Stack) -> ServerInfo:
     return up_or_skip(shared_stack, ["hbase", "thrift", "thrift2", "omid"])["hbase"]
 
 
+@pytest.fixture(scope="session")
+def s3_server(shared_stack: Stack) -> ServerInfo:
+    """The S3 server that all tests of this process share; use a bucket of your own."""
+    return up_or_skip(shared_stack, ["s3"])["s3"]
+
+
 @pytest.fixture
 def own_stack() -> Iterator[Stack]:
     """A stack for one test that kills or stops servers; start them with `up_or_skip(own_stack, [...])`."""

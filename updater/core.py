@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from catalog import Catalog, Column, InvalidValue, LaneName, Table
-from catalog.model import DELETED, INDEX_CELL, SOURCE_VERSION, signal_version_cell
+from catalog.model import COLLECTED, DELETED, INDEX_CELL, SOURCE_VERSION, signal_version_cell
 from catalog.values import check, decode, encode, refusal, refused
 from messaging.dead_letters import MAX_HEADER, dead_letter
 from messaging.headers import leave, now_us
@@ -91,6 +91,7 @@ class _Layout:
             *(c.cell for c in table.columns.values() if c.handler is None),
             SOURCE_VERSION,
             DELETED,
+            COLLECTED,
             *(signal_version_cell(s) for s in sorted(self.signals)),
         ]
 
@@ -130,6 +131,10 @@ class UpdaterCore:
                 text = f"{row_id[0]}/{row_id[1]}: still conflicting after {MAX_ATTEMPTS} attempts; replay this letter"
                 self._refuse(outcome, pending, "conflict_limit", text)
         return outcome
+
+    def cells_of(self, update: pb.EntityUpdate) -> dict[str, bytes]:
+        """Return the cells that a whole entity's update leaves in its row."""
+        return {} if update.deleted else self._checked(self._layouts[update.table], _Pending(0, update))
 
     def _admit(self, update: pb.EntityUpdate) -> None:
         where = f"{update.table[:_SHOWN]}/{update.row[:_SHOWN]!r}"
@@ -287,6 +292,8 @@ class UpdaterCore:
         elif not update.deleted and DELETED in stored:
             transaction.delete(*row_id, DELETED)
             changed = True
+        if COLLECTED in stored:
+            transaction.delete(*row_id, COLLECTED)
         for cell, index_table in layout.references:
             new, old = cells.get(cell), stored.get(cell)
             if new == old:
@@ -406,5 +413,8 @@ def _key_fault(key: str, row: str | None = None) -> str:
 
 def _targets(cell: bytes | None) -> set[str]:
     """Return the row keys that a reference's cell points to: none (null, refused), one, or those of a list."""
-    value = decode(cell)
+    try:
+        value = decode(cell)
+    except msgspec.DecodeError:  # damaged in the store: it points nowhere, and the update puts it right
+        return set()
     return set() if value is None else {str(one) for one in (value if isinstance(value, list) else [value])}

@@ -494,3 +494,121 @@ class BudgetRequest(_message.Message):
     CAMPAIGN_ID_FIELD_NUMBER: _ClassVar[int]
     campaign_id: str
     def __init__(self, campaign_id: _Optional[str] = ...) -> None: ...
+
+class WorkflowRequest(_message.Message):
+    __slots__ = ("workflow", "parameters_json", "on_error", "max_failures", "who", "why", "resume")
+    WORKFLOW_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_JSON_FIELD_NUMBER: _ClassVar[int]
+    ON_ERROR_FIELD_NUMBER: _ClassVar[int]
+    MAX_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    workflow: str
+    parameters_json: str
+    on_error: str
+    max_failures: int
+    who: str
+    why: str
+    resume: bool
+    def __init__(self, workflow: _Optional[str] = ..., parameters_json: _Optional[str] = ..., on_error: _Optional[str] = ..., max_failures: _Optional[int] = ..., who: _Optional[str] = ..., why: _Optional[str] = ..., resume: _Optional[bool] = ...) -> None: ...
+
+class WorkflowRun(_message.Message):
+    __slots__ = ("id", "workflow", "outcome", "started_us", "ended_us", "seconds", "done", "total", "unit", "rate", "eta_s", "who", "said", "record_json")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    WORKFLOW_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    STARTED_US_FIELD_NUMBER: _ClassVar[int]
+    ENDED_US_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    ETA_S_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    SAID_FIELD_NUMBER: _ClassVar[int]
+    RECORD_JSON_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    workflow: str
+    outcome: str
+    started_us: int
+    ended_us: int
+    seconds: float
+    done: int
+    total: int
+    unit: str
+    rate: float
+    eta_s: float
+    who: str
+    said: str
+    record_json: str
+    def __init__(self, id: _Optional[str] = ..., workflow: _Optional[str] = ..., outcome: _Optional[str] = ..., started_us: _Optional[int] = ..., ended_us: _Optional[int] = ..., seconds: _Optional[float] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., unit: _Optional[str] = ..., rate: _Optional[float] = ..., eta_s: _Optional[float] = ..., who: _Optional[str] = ..., said: _Optional[str] = ..., record_json: _Optional[str] = ...) -> None: ...
+
+class WorkflowRuns(_message.Message):
+    __slots__ = ("runs",)
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedCompositeFieldContainer[WorkflowRun]
+    def __init__(self, runs: _Optional[_Iterable[_Union[WorkflowRun, _Mapping]]] = ...) -> None: ...
+
+class WorkflowListRequest(_message.Message):
+    __slots__ = ("workflow", "limit")
+    WORKFLOW_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    workflow: str
+    limit: int
+    def __init__(self, workflow: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class WorkflowKind(_message.Message):
+    __slots__ = ("name", "summary", "parameters_schema_json", "resumable", "schedule_json", "next_due_us")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_SCHEMA_JSON_FIELD_NUMBER: _ClassVar[int]
+    RESUMABLE_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_JSON_FIELD_NUMBER: _ClassVar[int]
+    NEXT_DUE_US_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    summary: str
+    parameters_schema_json: str
+    resumable: bool
+    schedule_json: str
+    next_due_us: int
+    def __init__(self, name: _Optional[str] = ..., summary: _Optional[str] = ..., parameters_schema_json: _Optional[str] = ..., resumable: _Optional[bool] = ..., schedule_json: _Optional[str] = ..., next_due_us: _Optional[int] = ...) -> None: ...
+
+class WorkflowKinds(_message.Message):
+    __slots__ = ("workflows",)
+    WORKFLOWS_FIELD_NUMBER: _ClassVar[int]
+    workflows: _containers.RepeatedCompositeFieldContainer[WorkflowKind]
+    def __init__(self, workflows: _Optional[_Iterable[_Union[WorkflowKind, _Mapping]]] = ...) -> None: ...
+
+class WorkflowKindsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WorkflowRunName(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class WorkflowCancelRequest(_message.Message):
+    __slots__ = ("id", "who", "why")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    who: str
+    why: str
+    def __init__(self, id: _Optional[str] = ..., who: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+
+class WorkflowScheduleRequest(_message.Message):
+    __slots__ = ("request", "every", "cron", "remove")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    EVERY_FIELD_NUMBER: _ClassVar[int]
+    CRON_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    request: WorkflowRequest
+    every: str
+    cron: str
+    remove: bool
+    def __init__(self, request: _Optional[_Union[WorkflowRequest, _Mapping]] = ..., every: _Optional[str] = ..., cron: _Optional[str] = ..., remove: _Optional[bool] = ...) -> None: ...

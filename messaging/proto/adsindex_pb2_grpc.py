@@ -615,3 +615,291 @@ class Manas:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class WorkflowsStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Kinds = channel.unary_unary(
+                '/adsindex.v1.Workflows/Kinds',
+                request_serializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowKindsRequest.SerializeToString,
+                response_deserializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowKinds.FromString,
+                _registered_method=True)
+        self.Run = channel.unary_unary(
+                '/adsindex.v1.Workflows/Run',
+                request_serializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowRequest.SerializeToString,
+                response_deserializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowRun.FromString,
+                _registered_method=True)
+        self.List = channel.unary_unary(
+                '/adsindex.v1.Workflows/List',
+                request_serializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowListRequest.SerializeToString,
+                response_deserializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowRuns.FromString,
+                _registered_method=True)
+        self.Show = channel.unary_unary(
+                '/adsindex.v1.Workflows/Show',
+                request_serializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowRunName.SerializeToString,
+                response_deserializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowRun.FromString,
+                _registered_method=True)
+        self.Cancel = channel.unary_unary(
+                '/adsindex.v1.Workflows/Cancel',
+                request_serializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowCancelRequest.SerializeToString,
+                response_deserializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowRun.FromString,
+                _registered_method=True)
+        self.Schedule = channel.unary_unary(
+                '/adsindex.v1.Workflows/Schedule',
+                request_serializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowScheduleRequest.SerializeToString,
+                response_deserializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowKind.FromString,
+                _registered_method=True)
+
+
+class WorkflowsServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def Kinds(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Run(self, request, context):
+        """puts it in the queue and returns at once
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def List(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Show(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cancel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Schedule(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_WorkflowsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Kinds': grpc.unary_unary_rpc_method_handler(
+                    servicer.Kinds,
+                    request_deserializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowKindsRequest.FromString,
+                    response_serializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowKinds.SerializeToString,
+            ),
+            'Run': grpc.unary_unary_rpc_method_handler(
+                    servicer.Run,
+                    request_deserializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowRequest.FromString,
+                    response_serializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowRun.SerializeToString,
+            ),
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowListRequest.FromString,
+                    response_serializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowRuns.SerializeToString,
+            ),
+            'Show': grpc.unary_unary_rpc_method_handler(
+                    servicer.Show,
+                    request_deserializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowRunName.FromString,
+                    response_serializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowRun.SerializeToString,
+            ),
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowCancelRequest.FromString,
+                    response_serializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowRun.SerializeToString,
+            ),
+            'Schedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.Schedule,
+                    request_deserializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowScheduleRequest.FromString,
+                    response_serializer=messaging_dot_proto_dot_adsindex__pb2.WorkflowKind.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'adsindex.v1.Workflows', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('adsindex.v1.Workflows', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Workflows:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Kinds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adsindex.v1.Workflows/Kinds',
+            messaging_dot_proto_dot_adsindex__pb2.WorkflowKindsRequest.SerializeToString,
+            messaging_dot_proto_dot_adsindex__pb2.WorkflowKinds.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Run(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adsindex.v1.Workflows/Run',
+            messaging_dot_proto_dot_adsindex__pb2.WorkflowRequest.SerializeToString,
+            messaging_dot_proto_dot_adsindex__pb2.WorkflowRun.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adsindex.v1.Workflows/List',
+            messaging_dot_proto_dot_adsindex__pb2.WorkflowListRequest.SerializeToString,
+            messaging_dot_proto_dot_adsindex__pb2.WorkflowRuns.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Show(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adsindex.v1.Workflows/Show',
+            messaging_dot_proto_dot_adsindex__pb2.WorkflowRunName.SerializeToString,
+            messaging_dot_proto_dot_adsindex__pb2.WorkflowRun.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adsindex.v1.Workflows/Cancel',
+            messaging_dot_proto_dot_adsindex__pb2.WorkflowCancelRequest.SerializeToString,
+            messaging_dot_proto_dot_adsindex__pb2.WorkflowRun.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Schedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adsindex.v1.Workflows/Schedule',
+            messaging_dot_proto_dot_adsindex__pb2.WorkflowScheduleRequest.SerializeToString,
+            messaging_dot_proto_dot_adsindex__pb2.WorkflowKind.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -148,9 +148,11 @@ class Pipeline:
             self.log.publish(out, [Position(WAL_PROXY_GROUP, REPO_FEED, 0, changes[-1].commit_ts)])
         return len(changes)
 
-    def argus(self) -> int:
+    def argus(self, lose: Callable[[pb.DocumentDelta], bool] = lambda _: False) -> int:
+        """Run the handlers; `lose` says of which documents nobody shall hear."""
         records = self._take(ARGUS_GROUP, [NOTIFICATIONS[lane] for lane in LANES])
         outcome = self._argus.process(records)
+        outcome.deltas = [delta for delta in outcome.deltas if not lose(delta)]
         self.log.publish(outcome.records(), positions_after(records))
         return len(records)
 

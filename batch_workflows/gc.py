@@ -1,0 +1,334 @@
+"""Garbage collection: rows that nothing can need any more, what is left of their documents, and old cell versions.
+
+What goes, once it has been so for longer than a limit, and never while a row that stays refers to it:
+
+==========  ==========================================================================================================
+retired     rows with a value, or past an end, with which the catalogue says that nothing serves any more (`retired`,
+            `ends`). The ads DB still has them: a mark with their checksum stays, which a sync knows for the same, and
+            any later change of the row in the ads DB brings all of it back.
+deleted     what stays of rows that the ads DB deleted: the mark that keeps older updates out, and signals. The limit
+            must be longer than the log keeps updates.
+documents   what stays in the documents' table of documents whose root row is gone: why they do not serve, and when.
+versions    cell versions beyond the history kept, of all rows.
+==========  ==========================================================================================================
+
+Each row goes in one transaction that has its version in the conflict set: an update that comes in between wins, and the
+row stays. Rows that refer to others are looked at first, so what only they needed goes in the same run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from pydantic import JsonValue, field_validator
+
+from batch_workflows._sync_common import chunks
+from batch_workflows.runner import Counts, Parameters, RunContext, workflow
+from batch_workflows.sync_ads import Layout
+from batch_workflows.sync_index import targets_of
+from catalog import Catalog, Table
+from catalog.model import COLLECTED, DELETED, DOCUMENT_BODY, INDEX_CELL, SOURCE_VERSION
+from catalog.values import decode, encode, refusal
+from messaging.headers import now_us
+from messaging.switches import BadSwitch, parse_age_us
+from storage_repo import INDEX_SEPARATOR, Conflict, Origin, Repo, Row, RowId, Snapshot, SnapshotTooOld, Transaction
+
+STAGE = "gc"
+DEFAULT_LIMIT = "30d"
+MIN_LIMIT_US = 8 * 24 * 3600 * 1_000_000
+"""A day more than brokers keep updates: a row of which nothing is left would take an older one for news."""
+_CHUNK = 200
+_EXAMPLES = 10
+
+
+@dataclass(slots=True)
+class Collected:
+    """What goes, or would go, by kind."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    """Kind, as "retired:ad" -> rows."""
+    index_rows: int = 0
+    looked_at: int = 0
+    needed: int = 0
+    """Rows that would go, but that a row that stays refers to."""
+    changed_meanwhile: int = 0
+    """Rows that changed between looking and writing: they stay."""
+    versions: int = 0
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, row: str) -> None:
+        """Count a row."""
+        self.rows[kind] += 1
+        if len(examples := self.examples.setdefault(kind, [])) < _EXAMPLES:
+            examples.append(row)
+
+
+@dataclass(slots=True)
+class _Doomed:
+    """A row that is to go."""
+
+    kind: str
+    table: Table
+    row: str
+    cells: Row
+    index_rows: list[RowId] = field(default_factory=list)
+
+
+class GarbageCollector:
+    """Finds and takes out what nothing needs."""
+
+    def __init__(
+        self,
+        repo: Repo,
+        catalog: Catalog,
+        *,
+        limit_us: int,
+        dry_run: bool = True,
+        at_us: int = 0,
+        begin: Callable[[int | None], Transaction] | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`at_us` stands for the present time; `begin` and `check` are those of a run."""
+        self._repo, self._catalog, self._limit_us, self._dry_run = repo, catalog, limit_us, dry_run
+        self._now_us = at_us or now_us()
+        self._begin = begin or (lambda ts: repo.begin(Origin(STAGE), ts))
+        self._check = check
+        self.result = Collected()
+        self._gone: set[RowId] = set()
+        """What a dry run would have taken out."""
+        self._retired_now: set[str] = set()
+        """Root rows that this run retires: the pipeline has yet to say so at their documents."""
+
+    def run(self) -> Collected:
+        """Collect everything; of a dry run say what would go. Raises RepoError."""
+        for table in _referring_first(self._catalog):
+            self._table(table)
+        self._documents()
+        if not self._dry_run:
+            self.result.versions = self._repo.collect_garbage()
+        return self.result
+
+    def _table(self, table: Table) -> None:
+        after = ""
+        while page := list(self._repo.snapshot().scan(table.name, after=after, columns=[SOURCE_VERSION], limit=_CHUNK)):
+            self._check()
+            after = page[-1][0]
+            snapshot = self._repo.snapshot()
+            found = snapshot.get_many([(table.name, row) for row, _ in page])
+            self.result.looked_at += len(page)
+            doomed = [d for (_, row), cells in found.items() if (d := self._judge(snapshot, table, row, cells))]
+            self._collect(snapshot, doomed)
+
+    def _judge(self, snapshot: Snapshot, table: Table, row: str, cells: Row) -> _Doomed | None:
+        """Return what is to be done with a row, None if it stays."""
+        if DELETED in cells:
+            if COLLECTED in cells or not self._older(table.name, row, DELETED):
+                return None
+            kind = f"deleted:{table.name}"
+        elif SOURCE_VERSION in cells and self._retired(table, row, cells):
+            kind = f"retired:{table.name}"
+        else:
+            return None
+        if self._needed(snapshot, table, row):
+            self.result.needed += 1
+            return None
+        doomed = _Doomed(kind, table, row, cells)
+        for reference in table.references:
+            targets = targets_of(cells.get(table.columns[reference.column].cell))
+            doomed.index_rows += [(reference.index_table, f"{t}{INDEX_SEPARATOR}{row}") for t in sorted(targets)]
+        return doomed
+
+    def _retired(self, table: Table, row: str, cells: Row) -> bool:
+        """Return whether a row has been over for longer than the limit, by what the catalogue declares."""
+        if table.ends is not None:
+            ends = _value(cells.get(table.columns[table.ends].cell))
+            if isinstance(ends, int) and ends + self._limit_us < self._now_us:
+                return True
+        for name, values in table.retired.items():
+            cell = table.columns[name].cell
+            if _value(cells.get(cell)) in values and self._older(table.name, row, cell):
+                return True
+        return False
+
+    def _older(self, table: str, row: str, cell: str) -> bool:
+        """Return whether a cell has been what it is for longer than the limit."""
+        versions = self._repo.history(table, row, cell).get(cell, [])
+        return bool(versions) and versions[0].committed_at_us + self._limit_us < self._now_us
+
+    def _needed(self, snapshot: Snapshot, table: Table, row: str) -> bool:
+        """Return whether a row that stays refers to this one."""
+        for reference in self._catalog.references():
+            if reference.target != table.name:
+                continue
+            for key, _ in snapshot.scan(reference.index_table, prefix=row + INDEX_SEPARATOR, columns=[INDEX_CELL]):
+                if (reference.table, key.split(INDEX_SEPARATOR, 1)[1]) not in self._gone:
+                    return True
+        return False
+
+    def _collect(self, snapshot: Snapshot, doomed: Sequence[_Doomed]) -> None:
+        if self._dry_run:
+            for one in doomed:
+                self._gone.add((one.table.name, one.row))
+                self._add(one)
+            return
+        transactions = []
+        for one in doomed:
+            transaction = self._begin(snapshot.ts)
+            # Every update writes the version, so one that comes in between makes this conflict.
+            transaction.promote(one.table.name, one.row, SOURCE_VERSION)
+            if one.kind.startswith("retired"):
+                self._retire(transaction, one)
+            else:
+                for cell in one.cells:
+                    transaction.delete(one.table.name, one.row, cell)
+            for table, key in one.index_rows:
+                transaction.delete(table, key, INDEX_CELL)
+            transactions.append(transaction)
+        for one, outcome in zip(doomed, self._repo.commit_many(transactions), strict=True):
+            if isinstance(outcome, int):
+                self._add(one)
+            elif isinstance(outcome, Conflict | SnapshotTooOld):
+                self.result.changed_meanwhile += 1
+            else:
+                raise outcome
+
+    def _add(self, one: _Doomed) -> None:
+        self.result.add(one.kind, one.row)
+        self.result.index_rows += len(one.index_rows)
+        if one.kind == f"retired:{self._catalog.root}":
+            self._retired_now.add(one.row)
+
+    @staticmethod
+    def _retire(transaction: Transaction, one: _Doomed) -> None:
+        """Take out what the ads DB and handlers gave; signals stay, for nobody would send them again."""
+        layout, name = Layout(one.table), one.table.name
+        for column in one.table.columns.values():
+            if column.signal is None and column.cell in one.cells:
+                transaction.delete(name, one.row, column.cell)
+        transaction.put(name, one.row, DELETED, encode(True))
+        transaction.put(name, one.row, COLLECTED, encode(layout.of_cells(one.row, one.cells)[0]))
+
+    def _documents(self) -> None:
+        """Take out what is left of documents whose root row is gone and that nobody serves."""
+        catalog, after = self._catalog, ""
+        table = catalog.document_table
+        while page := list(self._repo.snapshot().scan(table, after=after, limit=_CHUNK)):
+            self._check()
+            after = page[-1][0]
+            snapshot = self._repo.snapshot()
+            rows = [row for row, _ in page]
+            roots = snapshot.get_many([(catalog.root, row) for row in rows], {catalog.root: [SOURCE_VERSION, DELETED]})
+            found = snapshot.get_many([(table, row) for row in rows])
+            left = [
+                row
+                for row in rows
+                if not _is_there(roots[catalog.root, row])
+                and row not in self._retired_now
+                and DOCUMENT_BODY not in found[table, row]
+                and all(self._older(table, row, cell) for cell in found[table, row])
+            ]
+            for chunk in chunks(left, _CHUNK):
+                self._forget(snapshot, {row: found[table, row] for row in chunk})
+
+    def _forget(self, snapshot: Snapshot, rows: dict[str, Row]) -> None:
+        table, root = self._catalog.document_table, self._catalog.root
+        if self._dry_run:
+            for row in rows:
+                self.result.add("documents", row)
+            return
+        transactions = []
+        for row, cells in rows.items():
+            transaction = self._begin(snapshot.ts)
+            transaction.promote(root, row, SOURCE_VERSION)  # a row that comes back is run again, and writes these cells
+            for cell in cells:
+                transaction.delete(table, row, cell)
+            transactions.append(transaction)
+        for row, outcome in zip(rows, self._repo.commit_many(transactions), strict=True):
+            if isinstance(outcome, int):
+                self.result.add("documents", row)
+            elif isinstance(outcome, Conflict | SnapshotTooOld):
+                self.result.changed_meanwhile += 1
+            else:
+                raise outcome
+
+
+def _referring_first(catalog: Catalog) -> list[Table]:
+    """Return the entity tables, each after all that refer to it."""
+    left, ordered = {table.name: table for table in catalog.entity_tables()}, list[Table]()
+
+    def visit(name: str) -> None:
+        table = left.pop(name, None)
+        if table is None:
+            return
+        for reference in catalog.references():
+            if reference.target == name:
+                visit(reference.table)
+        ordered.append(table)
+
+    for name in list(left):
+        visit(name)
+    return ordered
+
+
+def _is_there(cells: Row) -> bool:
+    return SOURCE_VERSION in cells and DELETED not in cells
+
+
+def _value(data: bytes | None) -> object:
+    """Return the value of a cell, None for one that does not parse or was refused: such a row stays."""
+    try:
+        return None if refusal(data) is not None else decode(data)
+    except msgspec.DecodeError:
+        return None
+
+
+class GcParameters(Parameters):
+    """What goes, and whether it really does."""
+
+    older_than: str = DEFAULT_LIMIT
+    """How long a row must have been over or deleted."""
+    dry_run: bool = True
+    """True: only say what would go, by kind."""
+
+    @field_validator("older_than")
+    @classmethod
+    def _age(cls, value: str) -> str:
+        try:
+            age = parse_age_us(value)
+        except BadSwitch as error:
+            raise ValueError(str(error)) from error
+        if age is None or age < MIN_LIMIT_US:
+            raise ValueError("at least 8d: brokers keep updates for a week, and an older one must not count as news")
+        return value
+
+
+@workflow("gc", "take out rows that have been over or deleted for long; a dry run unless dry_run=false", GcParameters)
+def run_gc(context: RunContext[GcParameters]) -> Counts:
+    """Collect, or say what would go."""
+    chosen = context.parameters
+    collector = GarbageCollector(
+        context.repo,
+        context.catalog,
+        limit_us=parse_age_us(chosen.older_than) or MIN_LIMIT_US,
+        dry_run=chosen.dry_run,
+        begin=context.begin,
+        check=context.check,
+    )
+    return counts_of(collector.run(), chosen.dry_run)
+
+
+def counts_of(found: Collected, dry_run: bool) -> dict[str, JsonValue]:
+    """Return what a run's record keeps."""
+    return {
+        "dry_run": dry_run,
+        "rows": dict[str, JsonValue](found.rows),
+        "index_rows": found.index_rows,
+        "looked_at": found.looked_at,
+        "needed": found.needed,
+        "changed_meanwhile": found.changed_meanwhile,
+        "versions_collected": found.versions,
+        "examples": {kind: list[JsonValue](rows) for kind, rows in found.examples.items()},
+    }

@@ -1,0 +1,267 @@
+"""Derived columns and documents against what the handlers would produce now, and what serving has against documents.
+
+The handlers are the pipeline's own (`argus.compute_runs`). A row whose run would change something may only wait for its
+turn: it is looked at again after everything in flight has arrived, and only what a run would still change in the same
+way counts. It is repaired by a notification in the low lane.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import merge
+
+from argus import RunResult, compute_runs, load_registry, paused_handlers
+from argus.core import Sources
+from argus.stage import open_sources
+from batch_workflows._sync_common import BATCH, LOOKS, STAGE, Part, Sync, chunks
+from catalog import LaneName
+from catalog.model import DOCUMENT_BLOCKED, DOCUMENT_BODY, RUN, SOURCE_VERSION
+from manas import Base, current_base
+from messaging import BadMessage, Log, OutRecord
+from messaging.dead_letters import parse
+from messaging.headers import new_header, now_us
+from messaging.proto import adsindex_pb2 as pb
+from messaging.switches import Switches
+from messaging.topics import DELTAS, NOTIFICATIONS
+from storage_repo import Snapshot
+
+MISSING, EXTRA, DIFFERENT, DERIVED = "missing", "extra", "different", "derived_different"
+"""Of a document; the last: its body is right, but a column that handlers derive is not."""
+HANDLER_FAILED = "handler_failed"
+_TEMPORARY = frozenset({"source_unavailable", "source_behind", "handler_paused"})
+_READ = 1_000
+
+Changes = Mapping[tuple[str, str], bytes | None]
+
+
+class DocumentSync:
+    """Compares the rows that handlers derive, those that others join first, the documents last."""
+
+    def __init__(self, sync: Sync, sources: Sources | None = None) -> None:
+        """`sources` are the handlers' external ones; by default those of the home."""
+        self._sync = sync
+        self._registry = load_registry(sync.catalog)
+        self._own = open_sources(sync.home) if sources is None else {}
+        self._sources: Sources = self._own if sources is None else sources
+        self._switches = Switches(sync.log)
+
+    @property
+    def roots(self) -> list[str]:
+        """Tables whose rows are run, in order."""
+        return list(self._registry.plans)
+
+    def close(self) -> None:
+        """Close the sources opened here; safe to call twice."""
+        for source in self._own.values():
+            source.close()
+
+    def run(self, root: str) -> Part:
+        """Compare and repair the rows of one root. Raises RepoError, LogError."""
+        part, started = Part(), time.monotonic()
+        with self._sync.pinned(f"{root}-derived") as snapshot:
+            suspects = self._suspects(snapshot, root, part)
+            for batch in chunks(suspects, BATCH):
+                self._judge(root, dict(batch), part)
+        part.seconds = time.monotonic() - started
+        return part
+
+    def _suspects(self, snapshot: Snapshot, root: str, part: Part) -> Iterator[tuple[str, Changes]]:
+        rows = self._rows(snapshot, root)
+        for chunk in chunks(rows, _READ):
+            for result in self._runs(snapshot, root, chunk, part):
+                for failure in (f for f in result.failures if f.reason == HANDLER_FAILED):
+                    part.failing += 1
+                    self._sync.failed("document", f"{root}/{result.key}", failure.reason, failure.sentence)
+                if _matters(result):
+                    yield result.key, result.changes
+            part.rows += len(chunk)
+            self._sync.step(len(chunk))
+
+    def _rows(self, snapshot: Snapshot, root: str) -> Iterator[str]:
+        """Yield every row that is there or has outputs, in key order, each once."""
+        output = self._registry.plans[root].output_table
+        scans = [snapshot.scan(root, columns=[SOURCE_VERSION])]
+        if output != root:
+            scans.append(snapshot.scan(output, columns=[DOCUMENT_BODY, RUN]))
+        last = None
+        for row in merge(*((row for row, _ in scan) for scan in scans), key=str.encode):
+            if row != last:
+                yield row
+            last = row
+
+    def _runs(self, snapshot: Snapshot, root: str, rows: Sequence[str], part: Part) -> Iterator[RunResult]:
+        """Yield what runs would come to; those that a source or a switch keeps from being judged are counted apart."""
+        paused = paused_handlers(self._switches)
+        for result in compute_runs(snapshot, self._registry, self._sources, rows, paused, root):
+            part.rows_read += 1
+            part.bytes_read += len(result.body_before or b"")
+            if any(failure.reason in _TEMPORARY for failure in result.failures):
+                part.unjudged += 1
+            else:
+                yield result
+
+    def _judge(self, root: str, suspects: dict[str, Changes], part: Part) -> None:
+        for _ in range(LOOKS - 1):
+            if not suspects:
+                return
+            if not self._sync.lag.pass_by():
+                part.unsettled += len(suspects)
+                return
+            runs = self._runs(self._sync.repo.snapshot(), root, list(suspects), part)
+            again = {result.key: result.changes for result in runs if _matters(result)}
+            confirmed = [row for row, changes in again.items() if changes == suspects[row]]
+            for row in confirmed:
+                part.found(f"{self._registry.plans[root].output_table}:{_kind(again[row])}", row)
+            if confirmed and self._sync.repair:
+                part.repaired += request_runs(self._sync.log, root, confirmed, STAGE)
+            part.in_flight += len(suspects) - len(again)
+            suspects = {row: changes for row, changes in again.items() if row not in confirmed}
+        part.in_flight += len(suspects)
+
+
+def _matters(result: RunResult) -> bool:
+    """Return whether a run would change anything; that a row is gone need not be written at what is left of it."""
+    return any(result.exists or cell != DOCUMENT_BLOCKED for _, cell in result.changes)
+
+
+def _kind(changes: Changes) -> str:
+    for (_, cell), data in changes.items():
+        if cell == DOCUMENT_BODY:
+            return EXTRA if data is None else DIFFERENT
+    return DERIVED
+
+
+def request_runs(log: Log, root: str, rows: Iterable[str], writer: str) -> int:
+    """Have the handlers of rows run in the low lane, and documents published even if unchanged; return how many."""
+    count = 0
+    for chunk in chunks(rows, _READ):
+        records = []
+        for row in chunk:
+            header = new_header(LaneName.LOW, now_us())
+            note = pb.Notification(header=header, table=root, row=row, writer=writer, refresh=True)
+            records.append(OutRecord(NOTIFICATIONS[LaneName.LOW], f"{root}/{row}", note.SerializeToString()))
+        log.publish(records)
+        count += len(records)
+    return count
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What serving has after all deltas: of the base, and of what came since."""
+
+    base: Base | None
+    newest: Mapping[str, tuple[int, bytes | None]]
+    """Document -> version and body (None: deleted) of its newest delta after the base."""
+
+    def body(self, document: str) -> bytes | None:
+        """Return what a server that has read all deltas gives."""
+        if document in self.newest:
+            return self.newest[document][1]
+        for segment in self.base.segments if self.base is not None else ():
+            if (internal := segment.internal(document)) is not None:
+                return bytes(segment.body(internal))
+        return None
+
+    def documents(self) -> Iterator[str]:
+        """Yield every document that is served."""
+        yield from (document for document, (_, body) in self.newest.items() if body is not None)
+        for segment in self.base.segments if self.base is not None else ():
+            for internal in range(segment.count):
+                if (document := segment.document_id(internal)) not in self.newest:
+                    yield document
+
+
+class ServedSync:
+    """Compares what is published, base and deltas, with the stored documents."""
+
+    def __init__(self, sync: Sync) -> None:
+        self._sync = sync
+
+    def run(self) -> Part:
+        """Compare and repair. A delta that is needed and trimmed is one lost, which is what is looked for.
+
+        Raises RepoError, LogError, manas.SegmentError.
+        """
+        part, started = Part(), time.monotonic()
+        suspects = list(self._differing(None, part))
+        for batch in chunks(suspects, BATCH):
+            self._judge(batch, part)
+        part.seconds = time.monotonic() - started
+        return part
+
+    def _differing(self, only: Sequence[str] | None, part: Part) -> Iterator[tuple[str, str]]:
+        """Yield (document, kind); the Repo is read before the log: a document is published after its commit."""
+        table = self._sync.catalog.document_table
+        snapshot = self._sync.repo.snapshot()
+        served = published(self._sync)
+        if only is None:
+            scan = snapshot.scan(table, columns=[DOCUMENT_BODY])
+            stored: Iterable[tuple[str, bytes | None]] = ((row, cells.get(DOCUMENT_BODY)) for row, cells in scan)
+        else:
+            found = snapshot.get_many([(table, row) for row in only], {table: [DOCUMENT_BODY]})
+            stored = ((row, found[table, row].get(DOCUMENT_BODY)) for row in only)
+        for row, body in stored:
+            have = served.body(row)
+            part.rows_read += 1
+            part.bytes_read += len(body or b"")
+            if only is None:
+                part.rows += 1
+                self._sync.step(1)
+            if have != body:
+                yield row, MISSING if have is None else EXTRA if body is None else DIFFERENT
+        if only is None:
+            for chunk in chunks(served.documents(), _READ):
+                there = snapshot.get_many([(table, row) for row in chunk], {table: [DOCUMENT_BODY]})
+                yield from ((row, EXTRA) for row in chunk if not there[table, row])
+
+    def _judge(self, suspects: Sequence[tuple[str, str]], part: Part) -> None:
+        if not self._sync.lag.pass_by():
+            part.unsettled += len(suspects)
+            return
+        kinds = dict(suspects)
+        confirmed = {row: kind for row, kind in self._differing(list(kinds), part) if kinds[row] == kind}
+        for row, kind in confirmed.items():
+            part.found(f"served:{kind}", row)
+        part.in_flight += len(kinds) - len(confirmed)
+        if confirmed and self._sync.repair:
+            self._publish(list(confirmed))
+            part.repaired += len(confirmed)
+
+    def _publish(self, documents: Sequence[str]) -> None:
+        """Publish documents as they are stored, at a version that every later one exceeds."""
+        table = self._sync.catalog.document_table
+        snapshot = self._sync.repo.snapshot()
+        found = snapshot.get_many([(table, row) for row in documents], {table: [DOCUMENT_BODY]})
+        records = []
+        for row in documents:
+            body = found[table, row].get(DOCUMENT_BODY)
+            header = new_header(LaneName.LOW, now_us())
+            delta = pb.DocumentDelta(
+                header=header, document_id=row, version=snapshot.ts, deleted=body is None, body=body or b""
+            )
+            records.append(OutRecord(DELTAS, row, delta.SerializeToString()))
+        self._sync.log.publish(records)
+
+
+def published(sync: Sync) -> _Served:
+    """Return what is published: the base in service and each document's newest delta since. Raises SegmentError."""
+    version = current_base(sync.home.base)
+    base = Base.open(sync.home.base / version, verify=False) if version is not None else None
+    newest: dict[str, tuple[int, bytes | None]] = {}
+    snapshot_ts = base.manifest.snapshot_ts if base is not None else 0
+    positions = base.manifest.delta_positions if base is not None else {}
+    ends = sync.log.end_offsets(DELTAS)
+    for partition, start in sync.log.start_offsets(DELTAS).items():
+        offset = max(start, positions.get(partition, 0))
+        while offset < ends[partition] and (records := sync.log.read(DELTAS, partition, offset, _READ)):
+            offset = records[-1].offset + 1
+            for record in records:
+                try:
+                    delta = parse(pb.DocumentDelta, record)
+                except BadMessage:
+                    continue  # serving has put it aside as well, as a dead letter
+                if delta.version > max(snapshot_ts, newest.get(delta.document_id, (0, None))[0]):
+                    newest[delta.document_id] = delta.version, None if delta.deleted else delta.body
+    return _Served(base, newest)
