@@ -154,11 +154,11 @@ def request(
                 rows.append(row)
             looked, last = looked + 1, row
             if len(rows) >= pace.batch or looked >= 10 * PAGE:
-                _publish(log, table, rows, repo.last_commit_ts(), pace)
+                _publish(log, table, rows, repo.snapshot().ts, pace)
                 place.after, place.counts[table] = last, place.counts[table] + len(rows)
                 reached(place)
                 rows, looked = [], 0
-        _publish(log, table, rows, repo.last_commit_ts(), pace)
+        _publish(log, table, rows, repo.snapshot().ts, pace)
         place.after, place.counts[table] = last, place.counts[table] + len(rows)
         reached(place)
     return Refreshed(dict(place.counts))

@@ -25,6 +25,7 @@ from gateway import AdsDb
 from messaging import Log
 from messaging.home import Home
 from storage_repo import Origin, Repo, Transaction
+from storage_repo.feed import RepoFeed
 
 STAGE = "workflow"
 """Stage that the writes of workflows name as their origin."""
@@ -71,6 +72,10 @@ class Opened(Protocol):
         """Its Storage Repo."""
 
     @property
+    def repo_feed(self) -> RepoFeed:
+        """How far the WAL proxy is behind the Repo."""
+
+    @property
     def log(self) -> Log:
         """Its message log."""
 
@@ -112,6 +117,11 @@ class RunContext(Generic[P]):
     def repo(self) -> Repo:
         """Its Storage Repo."""
         return self.opened.repo
+
+    @property
+    def repo_feed(self) -> RepoFeed:
+        """How far the WAL proxy is behind the Repo."""
+        return self.opened.repo_feed
 
     @property
     def log(self) -> Log:

@@ -155,7 +155,7 @@ def run_sync(context: RunContext[SyncParameters]) -> Counts:
         repo=context.repo,
         log=context.log,
         ads_db=context.ads_db,
-        lag=Lag(context.ads_db, context.log, context.repo, pause, parameters.patience_s),
+        lag=Lag(context.ads_db, context.log, context.repo_feed, pause, parameters.patience_s),
         repair=parameters.repair,
         on_check=context.check,
         failed=context.failed,

@@ -12,13 +12,11 @@ from messaging.topics import (
     ARGUS_GROUP,
     LANES,
     NOTIFICATIONS,
-    REPO_FEED,
     SIGNALS,
     UPDATER_GROUP,
     UPDATES,
-    WAL_PROXY_GROUP,
 )
-from storage_repo import Repo
+from storage_repo.feed import RepoFeed
 
 PATIENCE_SECONDS = 20.0
 """How long nothing may move before the pipeline counts as down or held: stages are restarted within five seconds, and a
@@ -35,14 +33,15 @@ class Lag:
 
     ads_db: AdsDb
     log: Log
-    repo: Repo
+    feed: RepoFeed
     pause: Callable[[float], object] = time.sleep
     patience_s: float = PATIENCE_SECONDS
 
     def pass_by(self) -> bool:
         """Wait until all that was in flight has gone through all stages; False if nothing moved for `patience_s`.
 
-        Rows that wait for an external source or a paused handler are not waited for. Raises AdsDbUnavailable, LogError.
+        Rows that wait for an external source or a paused handler are not waited for. Raises AdsDbUnavailable, LogError,
+        RepoError.
         """
         return all(self._await(arrived) for arrived in self._steps())
 
@@ -57,13 +56,7 @@ class Lag:
         yield captured
         for topic in (*UPDATES.values(), SIGNALS):
             yield self._read_by(UPDATER_GROUP, topic)
-        newest = self.repo.last_commit_ts()
-
-        def notified() -> tuple[bool, object]:
-            position = self.log.committed(WAL_PROXY_GROUP, REPO_FEED).get(0, 0)
-            return position >= newest, position
-
-        yield notified
+        yield lambda: (self.feed.confirm() == 0, self.feed.lag().position)
         for _ in range(_ROUNDS):
             for lane in LANES:
                 yield self._read_by(ARGUS_GROUP, NOTIFICATIONS[lane])

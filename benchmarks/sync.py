@@ -36,6 +36,7 @@ from messaging.proto import adsindex_pb2 as pb
 from messaging.topics import ensure_topics
 from storage_repo import Origin, Repo, RepoSchema
 from storage_repo.embedded import EmbeddedRepo
+from storage_repo.feed import StoredFeed
 from updater import UpdaterCore
 
 SEED = 7
@@ -72,7 +73,7 @@ class Filled:
 
     def sync(self) -> Sync:
         """Return a sync that waits for nobody: nothing is in flight."""
-        lag = Lag(self.ads_db, self.log, self.repo, lambda _: None, patience_s=0.0)
+        lag = Lag(self.ads_db, self.log, StoredFeed(self.repo, self.log), lambda _: None, patience_s=0.0)
         return Sync(self.home, self.catalog, self.repo, self.log, self.ads_db, lag, repair=False)
 
 

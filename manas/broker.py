@@ -19,6 +19,7 @@ import msgspec
 from catalog import Catalog
 from catalog.documents import decode_document
 from catalog.values import datetime_of, micros_of
+from manas._base import shard_of
 from manas._common import Common
 from manas._exceptions import InvalidRequest, ManasError, ManasUnavailable
 from manas._layer import After
@@ -26,7 +27,6 @@ from manas._paging import KEY, Page, read_page, write_page
 from manas._schema import DocumentSchema
 from manas._scoring import default_rerank
 from manas.api import Answer, Hit
-from manas.shards import shard_of
 from messaging.headers import now_us
 from messaging.proto import adsindex_pb2 as pb
 

@@ -41,7 +41,7 @@ def work(pipeline: Pipeline) -> None:
 def sync_of(pipeline: Pipeline, *, repair: bool = True, pause: Callable[[float], object] | None = None) -> Sync:
     """Return a sync of a pipeline that works while the sync waits, and not otherwise."""
     backends = pipeline.backends
-    lag = Lag(backends.ads_db, backends.log, backends.repo, pause or (lambda _: work(pipeline)), patience_s=5)
+    lag = Lag(backends.ads_db, backends.log, backends.repo_feed, pause or (lambda _: work(pipeline)), patience_s=5)
     return Sync(backends.home, backends.catalog, backends.repo, backends.log, backends.ads_db, lag, repair)
 
 

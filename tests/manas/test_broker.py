@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manas import Index, InvalidRequest, ManasUnavailable
+from manas._base import shard_of
 from manas._common import Common
 from manas.api import Answer
 from manas.broker import Broker
-from manas.shards import Shard, shard_of
+from manas.shards import Shard
 from tests.manas.support import AT, CATALOG, VALUES, budget, delta, document, documents, ids, requests
 
 BROWSE = {**dict.fromkeys(VALUES, "*"), "at": AT}
