@@ -34,7 +34,7 @@ from messaging import Log, open_embedded_log
 from messaging.home import Home
 from messaging.proto import adsindex_pb2 as pb
 from messaging.topics import ensure_topics
-from storage_repo import Origin, Repo, RepoSchema
+from storage_repo import Origin, RepoSchema
 from storage_repo.embedded import EmbeddedRepo
 from storage_repo.feed import StoredFeed
 from updater import UpdaterCore
@@ -66,7 +66,7 @@ class Filled:
 
     home: Home
     catalog: Catalog
-    repo: Repo
+    repo: EmbeddedRepo
     log: Log
     ads_db: AdsDb
     sources: Sources

@@ -349,7 +349,8 @@ class Catalog:
     def repo_layouts(self) -> dict[str, Layout]:
         """Repo table -> how it is laid out on a cluster, index tables included."""
         indexes = {r.index_table: self.tables[r.table].index_layout for r in self.references()}
-        return {t.name: t.layout for t in self.tables.values()} | indexes
+        internal = {name: Layout() for name, _ in INTERNAL_TABLES}
+        return {t.name: t.layout for t in self.tables.values()} | indexes | internal
 
 
 def join_path(tables: Mapping[str, Table], root: str) -> dict[str, Reference]:
