@@ -79,9 +79,21 @@ def outstanding(
 
     Who looks often keeps `switches`, which are then read when they change only. Not every Repo says how many of its
     commits have become notifications: `certain` finds out when nothing else waits, which may take a second and write
-    to the Repo.
+    to the Repo; all is counted again after that, for what was on its way has arrived. Raises FeedStuck when nobody
+    makes notifications of commits.
     """
     switches = switches or Switches(backends.log)
+    state = _count(backends, served, switches)
+    if not certain or any(count for place, count in state.waiting.items() if place != "repo"):
+        return state
+    unnotified = backends.repo_feed.confirm()
+    if not unnotified:
+        state = _count(backends, served, switches)
+    state.waiting["repo"] = unnotified
+    return state
+
+
+def _count(backends: Backends, served: Mapping[str, Mapping[Any, int]], switches: Switches) -> Outstanding:
     in_force = switches.all()  # before counting: what is released while we count still counts as held this once
     log = backends.log
     waiting: dict[str, int] = {}
@@ -90,9 +102,7 @@ def outstanding(
     waiting["ads_db"] = feed.waiting
     for topic in (*(UPDATES[lane] for lane in LANES), SIGNALS):
         waiting[topic] = _lag(log, UPDATER_GROUP, topic, marks)
-    repo = backends.repo_feed.lag()
-    marks.append(repo.end)
-    waiting["repo"] = repo.waiting
+    waiting["repo"] = backends.repo_feed.lag().waiting  # its end is no mark: what matters of it ends in notifications
     for lane in LANES:
         waiting[NOTIFICATIONS[lane]] = _lag(log, ARGUS_GROUP, NOTIFICATIONS[lane], marks)
     deferred = deferred_rows(log)
@@ -101,8 +111,6 @@ def outstanding(
         marks += ends.values()
         done = {int(p): offset for p, offset in served.get(topic, {}).items()}  # JSON made the keys text
         waiting[topic] = sum(max(0, end - done.get(p, 0)) for p, end in ends.items())
-    if certain and not any(count for place, count in waiting.items() if place != "repo"):
-        waiting["repo"] = backends.repo_feed.confirm()
     held = [Held(setting, place, waiting.pop(place)) for place, setting in _holds(in_force) if waiting.get(place)]
     if deferred:
         lanes = [setting for setting in in_force if setting.name == PAUSE[LaneName.LOW] and setting.value == "on"]

@@ -168,7 +168,8 @@ def repo_feed(home: Home, catalog: Catalog, repo: Repo, log: Log) -> RepoFeed:
         return StoredFeed(repo, log)
     from storage_repo.hbase.feed import HbaseFeed
 
-    return HbaseFeed(repo, log, Settings.load(home).repo, hbase_schema(catalog))
+    url = Settings.load(home).repo
+    return HbaseFeed(repo, log, url, hbase_schema(catalog), peer_id(url))
 
 
 def dependency_graph(catalog: Catalog) -> DependencyGraph:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
+from catalog import Catalog
 from cli.runtime import dependency_graph, hbase_schema, open_embedded_repo, open_repo, peer_id, serving_port
 from cli.settings import EMBEDDED, Settings
+from messaging.home import Home
 from messaging.stage import StageContext
+
+if TYPE_CHECKING:
+    from storage_repo.hbase.names import HbaseNames
+    from storage_repo.hbase.wal import WalProxySettings
 
 
 def run_gateway(context: StageContext) -> None:
@@ -30,9 +37,12 @@ def run_updater(context: StageContext) -> None:
 def run_wal_proxy(context: StageContext) -> None:
     """Turn commits into notifications."""
     watched = dependency_graph(context.catalog).watched_cells()
-    url = Settings.load(context.home).repo
-    if url != EMBEDDED:
-        return _run_hbase_proxy(context, url, watched)
+    if Settings.load(context.home).repo != EMBEDDED:
+        from storage_repo.hbase import HbaseRepo
+        from storage_repo.hbase.wal import run
+
+        arguments = hbase_proxy_arguments(context.home, context.catalog, context.settings)
+        return run(context, *arguments, open_repo=lambda: HbaseRepo.open(arguments[0], hbase_schema(context.catalog)))
     from storage_repo import wal_proxy
 
     repo = open_embedded_repo(context.home, context.catalog)
@@ -42,15 +52,19 @@ def run_wal_proxy(context: StageContext) -> None:
         repo.close()
 
 
-def _run_hbase_proxy(context: StageContext, url: str, watched: Mapping[str, frozenset[str]]) -> None:
+def hbase_proxy_arguments(
+    home: Home, catalog: Catalog, options: Mapping[str, str]
+) -> tuple[str, HbaseNames, Mapping[str, frozenset[str]], WalProxySettings]:
+    """Return where, what and how the WAL proxy of a home on HBase watches."""
     from storage_repo.hbase import HbaseAddress
-    from storage_repo.hbase.probe import PROBE_COLUMN, PROBE_TABLE
     from storage_repo.hbase.names import HbaseNames
-    from storage_repo.hbase.wal import WalProxySettings, run
+    from storage_repo.hbase.probe import PROBE_COLUMN, PROBE_TABLE
+    from storage_repo.hbase.wal import WalProxySettings
 
-    names = HbaseNames(hbase_schema(context.catalog), HbaseAddress.parse(url).prefix)
-    settings = WalProxySettings.of({"walproxy_peer_id": peer_id(url)} | context.settings)
-    run(context, url, names, {**watched, PROBE_TABLE: frozenset({PROBE_COLUMN})}, settings)
+    url = Settings.load(home).repo
+    watched = {**dependency_graph(catalog).watched_cells(), PROBE_TABLE: frozenset({PROBE_COLUMN})}
+    names = HbaseNames(hbase_schema(catalog), HbaseAddress.parse(url).prefix)
+    return url, names, watched, WalProxySettings.of({"walproxy_peer_id": peer_id(url)} | dict(options))
 
 
 def run_argus(context: StageContext) -> None:

@@ -19,7 +19,8 @@ from batch_workflows.retention import apply_retention
 from cli.backends import close_backends, open_backends
 from cli.idle import IdleWatch, Outstanding, deferred_rows, held_sentence, outstanding
 from cli.runtime import CommandError, freeze_catalog, hbase_schema, process_file, remember_catalog
-from cli.settings import EMBEDDED, Settings, check_choice, choose, remember
+from cli.settings import EMBEDDED, Settings, check_choice, choose, remember, stage_settings
+from cli.stages import hbase_proxy_arguments
 from cli.supervisor import Managed, Supervisor, plan
 from cli.worker import configure_logging
 from debug_ui.backends import Backends
@@ -138,6 +139,11 @@ def _check_repo(home: Home, backends: Backends) -> None:
     if differences := check_schema(Settings.load(home).repo, hbase_schema(backends.catalog)):
         shown = "; ".join(map(str, differences[:3])) + ("; …" if len(differences) > 3 else "")
         raise StoreUnavailable(f"the Repo's tables are not as the catalogue wants them: {shown}; run repo apply")
+    from storage_repo.hbase.wal import prepare_peer
+
+    # Before anybody writes: HBase does not ship what it has logged of a family before a peer wants it.
+    if prepare_peer(*hbase_proxy_arguments(home, backends.catalog, stage_settings(home))):
+        structlog.get_logger().info("peer_set_up")
 
 
 def _carry_catalog_changes(home: Home, backends: Backends, console: Console) -> None:

@@ -54,6 +54,16 @@ def disable(home: _HomeOption = None) -> None:
 
 
 @walproxy_app.command()
+def unstick(home: _HomeOption = None) -> None:
+    """Get a peer going that stands still though it is enabled and a WAL proxy registered. Loses nothing."""
+    from storage_repo.hbase.wal import unstick_peer
+
+    url = hbase_url(Home.open(home))
+    unstick_peer(url, peer_id(url))
+    typer.echo(f"peer {peer_id(url)} has forgotten how far it was and begins anew; some changes may be notified again")
+
+
+@walproxy_app.command()
 def remove(home: _HomeOption = None) -> None:
     """Remove the peer with all that it has not been sent, for ever. For an installation that is given up."""
     from storage_repo.hbase.wal import remove_peer

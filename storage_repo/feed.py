@@ -30,7 +30,8 @@ class RepoFeed(Protocol):
     def confirm(self) -> int:
         """Return 0 if all that was committed before this call is in the log as notifications, else how much waits.
 
-        May write to the Repo and wait for a second or two, so it is for who must know. Raises LogError, RepoError.
+        May write to the Repo and wait for a second or two, so it is for who must know. Raises LogError, RepoError, and
+        FeedStuck when it was asked for a minute and more and nothing arrives.
         """
 
 

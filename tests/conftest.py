@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.stack_support import (
+    hbase_runs,
     hbase_server,
     kafka_server,
     mysql_server,
@@ -18,7 +19,9 @@ from tests.stack_support import (
 )
 from tests.support import IN_CI, data_directory
 
-__all__ = ["hbase_server", "kafka_server", "mysql_server", "oracle_mysql_server", "own_stack", "shared_stack"]
+__all__ = [
+    "hbase_runs", "hbase_server", "kafka_server", "mysql_server", "oracle_mysql_server", "own_stack", "shared_stack",
+]  # fmt: skip
 """Fixtures that pytest finds here."""
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 
 from messaging.api import Log
 from messaging.headers import now_us
 from messaging.topics import PENDING, PENDING_GROUP, REPO_FEED, WAL_PROXY_GROUP
-from storage_repo._exceptions import Conflict
+from storage_repo._exceptions import Conflict, FeedStuck
 from storage_repo.api import Origin, Repo, RepoSchema
 from storage_repo.feed import FeedLag
 from storage_repo.hbase.address import HbaseAddress
@@ -18,20 +19,35 @@ from storage_repo.hbase.probe import PROBE_COLUMN, PROBE_TABLE
 from storage_repo.hbase.wal._cells import RowKey, TableColumns
 from storage_repo.hbase.wal._pending import decode_pending
 from storage_repo.hbase.wal._rows import Rows
+from storage_repo.hbase.wal.status import PeerStatus, walproxy_status
 
 _ROW = "idle"
 _PATIENCE_S = 2.0
 """HBase ships an edit after some tens of milliseconds; a proxy that is just restarting takes longer, and is asked
 again."""
 _POLL_S = 0.01
+_NOBODY_S = 60.0
+"""A peer is set up, and a WAL proxy back, long before."""
+_STUCK_S = 240.0
+"""After a crash HBase recovers a region server's log in less, also on a busy machine."""
 _CHUNK = 2_000
 
 
 class HbaseFeed:
     """Looks at the WAL proxy's work in the log, and at HBase (implements RepoFeed)."""
 
-    def __init__(self, repo: Repo, log: Log, url: str, schema: RepoSchema) -> None:
-        self._repo, self._log, self._url = repo, log, url
+    def __init__(
+        self,
+        repo: Repo,
+        log: Log,
+        url: str,
+        schema: RepoSchema,
+        peer_id: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open nothing yet; `peer_id` is the WAL proxy's replication peer."""
+        self._repo, self._log, self._url, self._peer_id, self._clock = repo, log, url, peer_id, clock
+        self._unanswered_since: float | None = None
         names = HbaseNames(schema, HbaseAddress.parse(url).prefix)
         origin = (ORIGIN_FAMILY, ORIGIN_QUALIFIER)
         self._tables = {names.hbase_table(t.name): TableColumns(frozenset(), origin) for t in schema.tables}
@@ -50,7 +66,8 @@ class HbaseFeed:
         A region server ships its log in order, so of all that was logged before the probe the proxy has notified what
         was committed, and holds open the rest. Of that, what is committed by now waits; what is not is of writers that
         are gone, and may stay open for an hour. (With several proxies a call's edits go to them side by side, and with
-        several region servers each ships its own log: ask twice, and look at `walproxy status`.)
+        several region servers each ships its own log: ask twice, and look at `walproxy status`.) Raises FeedStuck when
+        no probe has arrived for long.
         """
         before, _ = self._committed()
         transaction = self._repo.begin(Origin("probe", origin_us=now_us()))
@@ -62,10 +79,22 @@ class HbaseFeed:
         deadline = time.monotonic() + _PATIENCE_S
         while self._log.committed(WAL_PROXY_GROUP, REPO_FEED).get(0, 0) < commit_ts:
             if time.monotonic() > deadline:
+                self._unanswered()
                 return 1
             time.sleep(_POLL_S)
+        self._unanswered_since = None
         complete, unfinished = self._committed()
         return len(complete - before) + len(unfinished)
+
+    def _unanswered(self) -> None:
+        now = self._clock()
+        self._unanswered_since = self._unanswered_since or now
+        waited = now - self._unanswered_since
+        if waited < _NOBODY_S:
+            return
+        peer = next((peer for peer in walproxy_status(self._url).peers if peer.id == self._peer_id), None)
+        if why := _why(peer, waited):
+            raise FeedStuck(f"nothing committed in the last {waited:.0f} s has become a notification: {why}")
 
     def _committed(self) -> tuple[set[RowKey], set[RowKey]]:
         """Return what is open and committed: with all its shadow cells, and without some."""
@@ -107,3 +136,19 @@ class HbaseFeed:
     def _firsts(self) -> dict[int, int]:
         starts, done = self._log.start_offsets(PENDING), self._log.committed(PENDING_GROUP, PENDING)
         return {partition: max(start, done.get(partition, 0)) for partition, start in starts.items()}
+
+
+def _why(peer: PeerStatus | None, waited: float) -> str:
+    """Return what keeps edits from the WAL proxy, and what to do; "" while it may pass."""
+    if peer is None:
+        return "HBase has no replication peer for the WAL proxy, which adds it at its start; see the log of wal_proxy"
+    if not peer.enabled:
+        return f"HBase's replication peer {peer.id} is disabled; ./adsindex walproxy enable"
+    if not peer.instances:
+        return f"no WAL proxy is registered for the replication peer {peer.id}; see the log of wal_proxy"
+    if waited < _STUCK_S:
+        return ""
+    return (
+        f"a WAL proxy is registered, but HBase ships nothing to it over the peer {peer.id}; look at ./adsindex "
+        "walproxy status, and if nothing moves there, ./adsindex walproxy unstick"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,20 @@ from cli.inprocess import InProcess
 from cli.runtime import CommandError
 from debug_ui.backends import Backends
 from messaging import LogUnavailable
-from messaging.api import OutRecord
+from messaging.api import OutRecord, Position
 from messaging.home import Home
 from messaging.switches import Switches, set_switch
-from messaging.topics import DEFERRED, NOTIFICATIONS, UPDATES
+from messaging.topics import (
+    ARGUS_GROUP,
+    BUDGETS,
+    DEFERRED,
+    DEFERRED_GROUP,
+    DELTAS,
+    NOTIFICATIONS,
+    UPDATER_GROUP,
+    UPDATES,
+)
+from storage_repo.feed import FeedLag
 
 
 def test_rows_that_wait_for_a_source_that_is_away_are_not_waited_for() -> None:
@@ -43,6 +54,63 @@ def test_idle_is_two_looks_without_anything_new() -> None:
     assert not watch.look(Outstanding({"repo": 0}, (1,)))
     assert not watch.look(Outstanding({"repo": 0}, (2,)))
     assert watch.look(Outstanding({"repo": 0}, (2,)))
+
+
+def test_what_arrives_while_it_is_made_certain_is_waited_for(backends: Backends) -> None:
+    """A Repo that says only when asked whether all of it was notified: what it notified meanwhile counts."""
+    group = [
+        (topic, backends.log.end_offsets(topic)) for topic in (*UPDATES.values(), *NOTIFICATIONS.values(), DEFERRED)
+    ]
+    for topic, ends in group:
+        name = DEFERRED_GROUP if topic == DEFERRED else UPDATER_GROUP if topic in UPDATES.values() else ARGUS_GROUP
+        backends.log.set_committed([Position(name, topic, partition, end) for partition, end in ends.items()])
+
+    class Feed:
+        late = 1
+
+        def lag(self) -> FeedLag:
+            return FeedLag(0, self.late, 0, "feed", "commits")
+
+        def confirm(self) -> int:
+            if self.late:
+                self.late -= 1
+                backends.log.publish([OutRecord(NOTIFICATIONS[LaneName.HIGH], "k", b"")])
+            return 0
+
+    watched = replace(backends, repo_feed=Feed())
+    served = {topic: backends.log.end_offsets(topic) for topic in (DELTAS, BUDGETS)}
+    assert outstanding(watched, served, certain=False).waiting["repo"] == 0
+    assert outstanding(watched, served, certain=True).waiting[NOTIFICATIONS[LaneName.HIGH]] == 1
+
+
+def test_a_probe_that_moves_the_feeds_own_end_does_not_keep_it_from_idle(backends: Backends) -> None:
+    """Asking may itself be work for the feed; that nothing new was notified is what counts."""
+    set_switch(backends.log, "pause.low", "on", who="anna", why="what is held is no reason not to ask")
+    log = backends.log
+    groups = {
+        UPDATES[LaneName.HIGH]: UPDATER_GROUP,
+        NOTIFICATIONS[LaneName.HIGH]: ARGUS_GROUP,
+        DEFERRED: DEFERRED_GROUP,
+    }
+    for topic, name in groups.items():
+        log.set_committed([Position(name, topic, p, end) for p, end in log.end_offsets(topic).items()])
+
+    class Feed:
+        end = asked = 0
+
+        def lag(self) -> FeedLag:
+            return FeedLag(self.end % 2, self.end, self.end, "feed", "commits")
+
+        def confirm(self) -> int:
+            self.end, self.asked = self.end + 1, self.asked + 1
+            return 0
+
+    watch, feed = IdleWatch(), Feed()
+    watched = replace(backends, repo_feed=feed)
+    served = {topic: log.end_offsets(topic) for topic in (DELTAS, BUDGETS)}
+    looks = [watch.look(outstanding(watched, served, certain=True)) for _ in range(3)]
+    assert looks == [False, True, True]
+    assert feed.asked == 3
 
 
 @pytest.fixture

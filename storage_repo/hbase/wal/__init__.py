@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from storage_repo.hbase.wal._errors import HBaseAway, HBaseRefused, PeerConflict, WalProxyError, WireError
-from storage_repo.hbase.wal.proxy import run
+from storage_repo.hbase.wal.proxy import prepare_peer, run
 from storage_repo.hbase.wal.settings import PEER_ID, WalProxySettings
 from storage_repo.hbase.wal.status import (
     Instance,
@@ -12,6 +12,7 @@ from storage_repo.hbase.wal.status import (
     WalProxyStatus,
     remove_peer,
     set_peer_enabled,
+    unstick_peer,
     walproxy_status,
 )
 
@@ -27,8 +28,10 @@ __all__ = [
     "WalProxySettings",
     "WalProxyStatus",
     "WireError",
+    "prepare_peer",
     "remove_peer",
     "run",
     "set_peer_enabled",
+    "unstick_peer",
     "walproxy_status",
 ]

@@ -90,7 +90,10 @@ class Master:
         return True
 
     def update_peer(self, peer: Peer) -> None:
-        """Change which tables and families a peer is sent; its id, cluster key and order cannot change."""
+        """Change which tables and families a peer is sent, and whether in order; its id and cluster key cannot change.
+
+        No longer serial, it forgets what it has pushed of which region; serial again, it begins with what is there.
+        """
         wanted = rpc.UpdateReplicationPeerConfigRequest(peer_id=peer.id, peer_config=_config(peer))
         self._procedure("UpdateReplicationPeerConfig", wanted)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import msgspec
 from kazoo.client import KazooClient
 
 from storage_repo.hbase.address import HbaseAddress
+from storage_repo.hbase.wal._errors import HBaseRefused
 from storage_repo.hbase.wal._registry import Registry
 from storage_repo.hbase.wal.master import Master, connect
 from storage_repo.hbase.wal.settings import PEER_ID
@@ -101,6 +103,23 @@ def set_peer_enabled(url: str, enabled: bool, peer_id: str = PEER_ID) -> None:
     with _zookeeper(url) as zookeeper:
         master = Master(zookeeper)
         (master.enable_peer if enabled else master.disable_peer)(peer_id)
+
+
+def unstick_peer(url: str, peer_id: str = PEER_ID) -> None:
+    """Have HBase forget how far a serial peer has pushed each region, and begin anew with what it has logged.
+
+    For a peer that stands still although all is well: after two crashes in quick succession HBase 2.6 may wait for a
+    sequence number that nobody will push (HBASE-29499). Nothing is lost; edits may come again, or out of order, which
+    the WAL proxy is built for. Safe to run twice; killed in between, the next start of a WAL proxy completes it.
+    Raises HBaseRefused for a peer that is not there, StoreUnavailable.
+    """
+    with _zookeeper(url) as zookeeper:
+        master = Master(zookeeper)
+        peer = next((peer for peer in master.peers() if peer.id == peer_id), None)
+        if peer is None:
+            raise HBaseRefused("UpdateReplicationPeerConfig", "ReplicationPeerNotFound", f"there is no peer {peer_id}")
+        master.update_peer(replace(peer, serial=False))
+        master.update_peer(replace(peer, serial=True))
 
 
 def remove_peer(url: str, peer_id: str = PEER_ID) -> None:
