@@ -38,9 +38,11 @@ def run_wal_proxy(context: StageContext) -> None:
     """Turn commits into notifications."""
     watched = dependency_graph(context.catalog).watched_cells()
     if Settings.load(context.home).repo != EMBEDDED:
+        from storage_repo.hbase import HbaseRepo
         from storage_repo.hbase.wal import run
 
-        return run(context, *hbase_proxy_arguments(context.home, context.catalog, context.settings))
+        arguments = hbase_proxy_arguments(context.home, context.catalog, context.settings)
+        return run(context, *arguments, open_repo=lambda: HbaseRepo.open(arguments[0], hbase_schema(context.catalog)))
     from storage_repo import wal_proxy
 
     repo = open_embedded_repo(context.home, context.catalog)

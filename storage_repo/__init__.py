@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from storage_repo._exceptions import (
     Conflict,
+    FalseConflict,
     FeedStuck,
     LimitExceeded,
+    OutcomeUnknown,
     RepoError,
     SnapshotTooOld,
     StoreUnavailable,
@@ -41,10 +43,12 @@ __all__ = [
     "CommitOutcome",
     "CommittedChange",
     "Conflict",
+    "FalseConflict",
     "FeedStuck",
     "LimitExceeded",
     "Limits",
     "Origin",
+    "OutcomeUnknown",
     "Repo",
     "RepoError",
     "RepoSchema",

@@ -2,12 +2,14 @@
 
 RepoError                     catch this to treat every failure of the Repo alike
 ├── Conflict                  another transaction committed one of our cells first: run again on a newer snapshot
+│   └── FalseConflict         refused again and again though nobody did (clusters only): run again as well
 ├── SnapshotTooOld            the snapshot or transaction is older than the low watermark: begin again
 ├── LimitExceeded             a value, row key or transaction is larger than the declared limit: the input is at fault
 ├── UnknownTable              the table or column family is not in the schema: the catalogue or the caller errs
 ├── TransactionClosed         the transaction has been committed or aborted already: a bug of the caller
 ├── FeedStuck                 nobody makes notifications of what is committed: an operator has to act
 └── StoreUnavailable          the store cannot be opened or written (disk full, wrong format, backend away)
+    └── OutcomeUnknown        whether a transaction is committed cannot be found out now (clusters only)
 """
 
 from __future__ import annotations
@@ -29,6 +31,22 @@ class Conflict(RepoError):
         super().__init__(
             f"write-write conflict on {table}/{row!r} {column}: started at {start_ts}, but {newer_ts} committed since; "
             "run the transaction again on a newer snapshot"
+        )
+
+
+class FalseConflict(Conflict):
+    """Raised at commit when the transaction was refused several times though no cell of it had changed.
+
+    Nothing of it is visible. It names no culprit, for there is none: run the whole transaction again.
+    """
+
+    def __init__(self, table: str, row: str, start_ts: int, attempts: int) -> None:
+        self.table, self.row, self.column = table, row, ""
+        self.start_ts = self.newer_ts = start_ts
+        RepoError.__init__(
+            self,
+            f"the transaction at {start_ts} that writes {table}/{row!r} was refused {attempts} times although nobody "
+            "changed a cell of it; run it again",
         )
 
 
@@ -58,3 +76,10 @@ class FeedStuck(RepoError):
 
 class StoreUnavailable(RepoError):
     """Raised when the store cannot be opened, read or written."""
+
+
+class OutcomeUnknown(StoreUnavailable):
+    """Raised at commit when the store went away between the decision and the answer: committed, all of it, or not.
+
+    Look at what the transaction would have written, once the store is back, or run it again if that does no harm.
+    """

@@ -131,7 +131,8 @@ class Transaction(Snapshot, Protocol):
         """Make all writes visible at one new timestamp and return it; durable when this returns.
 
         A transaction without writes returns its start timestamp. Raises Conflict or SnapshotTooOld, and then nothing
-        is visible. If the process dies inside, either all or nothing is visible; the caller cannot know which.
+        is visible. If the process dies inside, either all or nothing is visible; the caller cannot know which; nor can
+        it after OutcomeUnknown, which stores on a cluster raise when they lose it in the midst.
         """
 
     def abort(self) -> None:
@@ -139,7 +140,10 @@ class Transaction(Snapshot, Protocol):
 
 
 CommitOutcome = int | Exception
-"""Commit timestamp, or the Conflict / SnapshotTooOld that this transaction met."""
+"""Commit timestamp, or the Conflict / SnapshotTooOld that this transaction met.
+
+On a cluster that goes away in the midst of a group also OutcomeUnknown, and StoreUnavailable for those that are surely
+not visible."""
 
 
 class Repo(Protocol):
@@ -161,7 +165,7 @@ class Repo(Protocol):
         """Commit independent transactions in order with one durable write; one that conflicts does not hurt the rest.
 
         Outcomes are in the order of the transactions. Other RepoErrors (disk full) are raised, and then none is
-        visible.
+        visible; where one may be, the error is an outcome (OutcomeUnknown).
         """
 
     def store_id(self) -> str:
@@ -171,7 +175,10 @@ class Repo(Protocol):
         """All readable versions per column, newest first."""
 
     def pin(self, name: str, ts: int, ttl_s: float) -> None:
-        """Keep snapshot `ts` readable for `ttl_s` seconds whatever the low watermark does (long scans renew it)."""
+        """Keep snapshot `ts` readable for `ttl_s` seconds whatever the low watermark does (long scans renew it).
+
+        It does not hold tables without history (`TableLayout.history`).
+        """
 
     def unpin(self, name: str) -> None:
         """Release a pin; unknown names are fine."""
@@ -216,7 +223,10 @@ class TableLayout:
     splits: tuple[str, ...] = ()
     """Row keys at which the table is split into regions at its creation; for tables without salts."""
     history: bool = True
-    """Keep `Limits.versions_kept` versions; without, Omid's compaction leaves one version below its low watermark."""
+    """Keep `Limits.versions_kept` versions; without, Omid's compaction leaves one version below its low watermark.
+
+    That watermark knows no pins, and a restart of the TSO moves it up to now: a snapshot or transaction that reads such
+    a table is too old from then on, pinned or not. So it is for tables that nobody scans for longer than a moment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.stack_support import (
+    hbase_runs,
     hbase_server,
     kafka_server,
     mysql_server,
@@ -20,6 +21,7 @@ from tests.stack_support import (
 from tests.support import IN_CI, data_directory
 
 __all__ = [
+    "hbase_runs",
     "hbase_server",
     "kafka_server",
     "mysql_server",

@@ -60,18 +60,28 @@ class Collector:
         self._swept_upto = -1
         self.dropped = 0
 
-    def collect(self, max_cells: int | None) -> int:
-        """Advance the watermark and sweep; return how many versions went. `max_cells` bounds the versions looked at."""
+    def collect(self, max_cells: int | None, max_rows: int | None = None) -> int:
+        """Advance the watermark and sweep; return how many versions went.
+
+        `max_cells` bounds the superseded versions looked at, `max_rows` the rows, of one pass at most.
+        """
         with self._lock:
             now = self._oracle.begin()
             low = self._advance(now)
             dead_below = max(self._commit_table.low_watermark() + 1, self._reader.epoch)
-            dropped, left = 0, max_cells
-            while self._tables and self._swept_upto < low and (left is None or left > 0):
-                gone, looked_at = self._sweep(now, low, dead_below, left)
+            dropped, left, rows_left = 0, max_cells, max_rows
+            while (
+                self._tables
+                and self._swept_upto < low
+                and (left is None or left > 0)
+                and (rows_left is None or rows_left > 0)
+            ):
+                gone, looked_at, rows = self._sweep(now, low, dead_below, left, rows_left)
                 dropped += gone
                 if left is not None:
                     left -= looked_at
+                if rows_left is not None:
+                    rows_left -= rows
                 if self._table == len(self._tables):
                     self._table, self._swept_upto = 0, low
             self.dropped += dropped
@@ -93,10 +103,12 @@ class Collector:
         self._watermark.moved_to(low)
         return low
 
-    def _sweep(self, now: int, low: int, dead_below: int, budget: int | None) -> tuple[int, int]:
-        """Sweep some rows; return how many committed versions went, and how many superseded ones were looked at."""
+    def _sweep(
+        self, now: int, low: int, dead_below: int, budget: int | None, max_rows: int | None
+    ) -> tuple[int, int, int]:
+        """Sweep some rows; return how many versions went, and how many superseded ones and rows were looked at."""
         table = self._tables[self._table]
-        rows = _ROWS_PER_CHUNK if budget is None else min(_ROWS_PER_CHUNK, budget)
+        rows = min(wanted for wanted in (_ROWS_PER_CHUNK, budget, max_rows) if wanted is not None)
         families = [*(family.encode() for family in self._names.families(table)), ORIGIN_FAMILY]
         scan = TScan(
             startRow=self._row,
@@ -127,7 +139,7 @@ class Collector:
             self._connections.delete(self._names.hbase_table(table), deletes)
         if finished:
             self._table, self._row = self._table + 1, b""
-        return gone, looked_at
+        return gone, looked_at, len(found)
 
 
 class _Verdict:

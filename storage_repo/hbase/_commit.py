@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from storage_repo._exceptions import Conflict, SnapshotTooOld, StoreUnavailable
+from storage_repo._exceptions import Conflict, FalseConflict, OutcomeUnknown, SnapshotTooOld, StoreUnavailable
 from storage_repo.api import CommitOutcome, RowId
 from storage_repo.hbase._background import Background
 from storage_repo.hbase._cells import VisibleRow
@@ -99,8 +99,8 @@ class Committer:
     def apply(self, batch: Sequence[Prepared]) -> list[CommitOutcome]:
         """Commit in order; each is checked against those before it as well.
 
-        Raises StoreUnavailable, and then none is visible; when some were committed before the store went away, it is
-        the others' outcome instead.
+        Raises StoreUnavailable, and then none is visible; when some are, or may be (OutcomeUnknown), it is the others'
+        outcome instead.
         """
         outcomes: dict[int, CommitOutcome] = {}
         pending = dict(enumerate(batch))
@@ -111,11 +111,13 @@ class Committer:
                 if not pending:
                     break
                 self._attempt(pending, outcomes)
+            self._check(pending, outcomes)  # of the last refusals, too, those that name a culprit are no false ones
             for index, refused in pending.items():
                 self._count(false_aborts_given_up=1)
-                outcomes[index] = self._conflict(refused, next(refused.conflict_set()), self._oracle.newest())
+                table, row, _ = next(refused.conflict_set())
+                outcomes[index] = FalseConflict(table, row, refused.ts, _ATTEMPTS)
         except StoreUnavailable as error:
-            if not any(isinstance(outcome, int) for outcome in outcomes.values()):
+            if not any(isinstance(outcome, (int, OutcomeUnknown)) for outcome in outcomes.values()):
                 raise
             outcomes.update((index, error) for index in range(len(batch)) if index not in outcomes)
         return [outcomes[index] for index in range(len(batch))]
@@ -163,12 +165,18 @@ class Committer:
         self._faults("decided")
         committed: dict[int, tuple[Prepared, int]] = {}
         refused: list[Prepared] = []
+        never_asked: list[Prepared] = []
         lost: StoreUnavailable | None = None
         for (index, prepared), answer in zip(list(pending.items()), answers, strict=True):
             try:
                 commit_ts = self._outcome(prepared, answer)
+            except OutcomeUnknown as error:
+                outcomes[index] = error
+                del pending[index]
+                continue
             except StoreUnavailable as error:
                 lost = error
+                never_asked.append(prepared)
                 continue
             if commit_ts is None:
                 refused.append(prepared)
@@ -178,14 +186,17 @@ class Committer:
                 self._reader.known.learn(_start(prepared), commit_ts)
                 del pending[index]
         self._finish(list(committed.values()))
-        self._roll_back(refused)
+        self._roll_back(refused + never_asked)
         for prepared in refused:
             prepared.start, prepared.refused = None, True
         if lost is not None:
             raise lost
 
     def _outcome(self, prepared: Prepared, answer: Outcome) -> int | None:
-        """Return the commit timestamp, or None if it is certainly not committed. Raises StoreUnavailable."""
+        """Return the commit timestamp, or None if it is certainly not committed.
+
+        Raises OutcomeUnknown; other StoreUnavailables only when the TSO was never asked.
+        """
         if isinstance(answer, Committed):
             return answer.commit_ts
         if isinstance(answer, Aborted) and not answer.after_retry:
@@ -194,13 +205,16 @@ class Committer:
             raise answer  # the TSO is away, and was never asked
         self._count(unknown_outcomes=1)
         start = _start(prepared)
-        for _ in range(2):
-            entry = self._commit_table.lookup([start]).get(start)
-            if entry is not None:
-                return entry.commit_ts
-            if self._commit_table.invalidate(start):
-                return None
-        raise StoreUnavailable(f"the commit table does not tell whether transaction {start} is committed") from (
+        try:
+            for _ in range(2):
+                entry = self._commit_table.lookup([start]).get(start)
+                if entry is not None:
+                    return entry.commit_ts
+                if self._commit_table.invalidate(start):
+                    return None
+        except StoreUnavailable as error:
+            raise OutcomeUnknown(f"whether transaction {start} is committed is unknown: {error}") from error
+        raise OutcomeUnknown(f"the commit table does not tell whether transaction {start} is committed") from (
             answer if isinstance(answer, CommitUnknown) else None
         )
 
@@ -214,10 +228,11 @@ class Committer:
             self._put(puts, "finish")
         except StoreUnavailable:
             self._count(finished_later=len(committed))
-            for table, of_table in puts.items():
-                self._background.write_shadow_cells(table, of_table)
-        self._faults("finished")
-        self._background.remove_entries(starts)
+            self._background.write_shadow_cells(puts, then_remove=starts)
+            self._faults("finished")
+        else:
+            self._faults("finished")
+            self._background.remove_entries(starts)
         cells = sum(len(columns) for prepared, _ in committed for columns in prepared.writes.values())
         self._count(commits=len(committed), cells_written=cells)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from storage_repo._exceptions import RepoError, StoreUnavailable
+from storage_repo._exceptions import OutcomeUnknown, RepoError, StoreUnavailable
 from storage_repo.api import CommitOutcome
 from storage_repo.hbase._commit import Prepared
 
@@ -40,7 +40,7 @@ class GroupCommit:
         self._leaders = 0
 
     def submit(self, prepared: Sequence[Prepared]) -> list[CommitOutcome]:
-        """Commit in order. Raises StoreUnavailable, and then none is visible."""
+        """Commit in order. Raises StoreUnavailable, and then none is visible; what may be is an outcome."""
         request = _Request(prepared)
         with self._lock:
             self._waiting.append(request)
@@ -54,10 +54,15 @@ class GroupCommit:
             if request.leads:
                 request.leads = False
                 self._lead(request)
+        if request.leads:  # another leader's group had it before this thread came to lead; nobody else knows of it now
+            self._lead(request)
         if request.error is not None:  # an exception of one's own: the leader's grows with every raise
             if isinstance(request.error, RepoError):
                 raise StoreUnavailable(str(request.error)) from request.error
             raise RuntimeError(f"the group that had this commit failed: {request.error!r}") from request.error
+        gone = [outcome for outcome in request.outcomes if isinstance(outcome, StoreUnavailable)]
+        if gone and not any(isinstance(outcome, (int, OutcomeUnknown)) for outcome in request.outcomes):
+            raise StoreUnavailable(str(gone[0])) from gone[0]
         return request.outcomes
 
     def _lead(self, own: _Request) -> None:

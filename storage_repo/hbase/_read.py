@@ -189,7 +189,7 @@ class Reader:
         value = encode_timestamp(commit_ts)
         for table, key, version, columns in _by_version(probes):
             cells = [TColumnValue(family, shadow_qualifier(q), value, version) for family, q in columns]
-            self._background.write_shadow_cells(self._names.hbase_table(table), [TPut(row=key, columnValues=cells)])
+            self._background.write_shadow_cells({self._names.hbase_table(table): [TPut(row=key, columnValues=cells)]})
             self.count(healed_cells=len(cells))
 
     def _older(self, ts: int, probes: Sequence[Probe]) -> list[Probe]:

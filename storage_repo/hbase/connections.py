@@ -42,6 +42,17 @@ _FINAL = ("DoNotRetry", "TableNotFound", "TableExists", "TableNotEnabled", "NoSu
 """Errors that trying again does not cure, by the names in HBase's text (Thrift1 has no flag for it)."""
 
 
+_UNKNOWN_CALL = frozenset(
+    (
+        TApplicationException.UNKNOWN_METHOD,
+        TApplicationException.INVALID_MESSAGE_TYPE,
+        TApplicationException.WRONG_METHOD_NAME,
+        TApplicationException.MISSING_RESULT,
+    )
+)
+"""The server does not know the call: another version of it."""
+
+
 class HbaseRefused(StoreUnavailable):
     """HBase will not do this however often it is asked: a table or family is missing, or already there."""
 
@@ -218,11 +229,16 @@ class _Pool(Generic[Connection]):
         return fresh[1] if fresh is not None else self._connect()
 
     def _give_back(self, connection: Connection, healthy: bool) -> None:
+        """Keep a connection; at the first that is lost give up all idle ones, which lead to the same dead server."""
+        lost: list[Connection] = []
         with self._lock:
             if healthy and not self._closed:
                 self._idle.append((time.monotonic(), connection))
                 return
-        connection.close()
+            if not self._closed:
+                lost = [idle for _, idle in self._idle]
+                self._idle = []
+        _close_all([connection, *lost])
 
 
 def _close_all(connections: Iterable[Any]) -> None:
@@ -237,8 +253,8 @@ def _row_mutation(row: bytes, column: bytes) -> Any:
 def _is_final(error: Exception) -> bool:
     if isinstance(error, TIOError) and error.canRetry is False:
         return True
-    if isinstance(error, TApplicationException):  # the server does not know the call or its arguments
-        return True
+    if isinstance(error, TApplicationException):  # not INTERNAL_ERROR: any exception in the server's own code is that
+        return error.type in _UNKNOWN_CALL
     return isinstance(error, (TIOError, Thrift1IOError)) and any(name in _text(error) for name in _FINAL)
 
 

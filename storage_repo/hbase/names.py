@@ -78,6 +78,10 @@ class ColumnCache(dict[str, Column]):
         key = encode_column(self._table.name, self._table.families, name)
         if name.endswith(_FORBIDDEN_SUFFIX):
             raise LimitExceeded(f"column {name[:80]!r} of table {self._table.name} ends in U+0080, which Omid reserves")
+        if name.endswith(":"):
+            raise LimitExceeded(
+                f"column {name[:80]!r} of table {self._table.name} ends in a colon, as marks of families do"
+            )
         family, _, qualifier = key.partition(b":")
         shadow = shadow_qualifier(qualifier)
         column = self[name] = Column(name, key, family, qualifier, shadow, family + b":" + shadow)
@@ -102,6 +106,7 @@ class HbaseNames:
                 raise ValueError(f"table {table.name}: the column family 'o' is the engine's own; use another name")
             if not 0 <= table.layout.salts <= MAX_SALTS or (table.layout.salts and table.layout.splits):
                 raise ValueError(f"table {table.name}: give 0 to {MAX_SALTS} salts, and no splits with salts")
+        self._prefix = prefix.encode()
         self._hbase = {table.name: (prefix + table.name).encode() for table in schema.tables}
         self._of_hbase = {name: table for table, name in self._hbase.items()}
         self._salts = {table.name: table.layout.salts for table in schema.tables}
@@ -129,6 +134,10 @@ class HbaseNames:
     def table_of(self, hbase_table: bytes) -> str | None:
         """Return the table that HBase calls so, if it is one of ours."""
         return self._of_hbase.get(hbase_table)
+
+    def is_own(self, hbase_table: bytes) -> bool:
+        """Tell whether HBase's table is this installation's: in the schema, or with its prefix (if it has one)."""
+        return hbase_table in self._of_hbase or bool(self._prefix and hbase_table.startswith(self._prefix))
 
     def families(self, table: str) -> tuple[str, ...]:
         """Return a table's declared column families, without the engine's own."""

@@ -30,6 +30,7 @@ _COUNTERS = (
     "commits",
     "conflicts",
     "false_aborts",
+    "false_aborts_given_up",
     "groups",
     "cells_read",
     "rows_read",
@@ -136,7 +137,8 @@ class HbaseRepo:
     def commit_many(self, transactions: Sequence[Transaction]) -> list[CommitOutcome]:
         """Commit independent transactions in order in one group; each is checked against those before it.
 
-        Raises TransactionClosed (before anything is written) and StoreUnavailable (none is visible then).
+        Raises TransactionClosed (before anything is written) and StoreUnavailable (none is visible then). When HBase
+        goes away in the midst, outcomes may be OutcomeUnknown, or StoreUnavailable for what is surely not visible.
         """
         mine = [self._own(transaction) for transaction in transactions]
         for transaction in mine:
@@ -166,6 +168,7 @@ class HbaseRepo:
     def pin(self, name: str, ts: int, ttl_s: float) -> None:
         """Keep snapshot `ts` readable for `ttl_s` seconds, durably; the same name again renews or moves the pin.
 
+        Tables without history are not held: Omid's compaction looks at its own watermark only, which knows no pins.
         Raises SnapshotTooOld when it is too late, ValueError for a `ts` yet to come or a `ttl_s` that is not positive.
         """
         if not (ttl_s > 0 and math.isfinite(ttl_s)):
@@ -194,21 +197,23 @@ class HbaseRepo:
 
         self._state.change(decide)
 
-    def collect_garbage(self, max_cells: int | None = None) -> int:
+    def collect_garbage(self, max_cells: int | None = None, *, max_rows: int | None = None) -> int:
         """Advance the low watermark and drop versions that neither history nor a live snapshot needs; return count.
 
-        Reads all tables with history, so it belongs into a workflow. `max_cells` bounds the superseded versions looked
-        at; the next call goes on from there. Also removes cells of transactions that can never commit any more.
+        Reads all tables with history, so unbounded it belongs into a workflow. `max_cells` bounds the superseded
+        versions looked at, `max_rows` the rows; the next call goes on from there. Also removes cells of transactions
+        that can never commit any more.
         """
         self._check_open()
-        return self._collector.collect(max_cells)
+        return self._collector.collect(max_cells, max_rows)
 
     def statistics(self) -> Mapping[str, int]:
         """Return counters of this process since open, and sizes.
 
-        Counters: commits, conflicts, false_aborts (refused by the TSO, yet nobody had changed a cell), groups,
-        snapshots_too_old, cells_read, rows_read, cells_written, versions_dropped; slow_reads (more than one round
-        trip), healed_cells; round_trips in all and round_trips_get, _put, …; tso_begins and so on from the TSO client.
+        Counters: commits, conflicts, false_aborts (refused by the TSO, yet nobody had changed a cell; tried again),
+        false_aborts_given_up (after several tries: FalseConflict, no conflict), groups, snapshots_too_old, cells_read,
+        rows_read, cells_written, versions_dropped; slow_reads (more than one round trip), healed_cells; round_trips in
+        all and round_trips_get, _put, …; tso_begins and so on from the TSO client.
         Sizes: pins, low_watermark.
         """
         self._check_open()

@@ -32,6 +32,10 @@ _COUNTERS = (
 _log = structlog.get_logger()
 
 
+_BELOW_EPOCH_S = 0.02
+"""Before asking again when an old TSO still answers: it has lost its lease and ends within moments."""
+
+
 @dataclass(frozen=True, slots=True)
 class TsoSettings:
     """Time limits in seconds."""
@@ -128,6 +132,8 @@ class TsoClient:
             got += [ts for ts in answers.values() if ts >= epoch]
             if len(got) < count and time.monotonic() >= deadline:
                 raise TsoUnavailable(f"the TSO at {self.address} gives timestamps below the epoch {epoch} in ZooKeeper")
+            if len(got) < count:
+                time.sleep(_BELOW_EPOCH_S)
         return got
 
     def commit(self, start_ts: int, cell_ids: Sequence[int], table_ids: Sequence[int]) -> Committed | Aborted:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from repo_backends import ORIGIN, TABLES, FakeClock, HbaseBackend, empty_table
 
-from storage_repo import Conflict, LimitExceeded, Limits, RepoSchema, StoreUnavailable, TableLayout
+from storage_repo import (
+    Conflict,
+    FalseConflict,
+    LimitExceeded,
+    Limits,
+    OutcomeUnknown,
+    RepoSchema,
+    StoreUnavailable,
+    TableLayout,
+)
 from storage_repo.hbase import HbaseAddress, HbaseRepo, apply_schema, check_schema
 from storage_repo.hbase.connections import HbaseConnections
 from storage_repo.hbase.thrift2 import TColumnFamilyDescriptor, TGet, TTableName
+from storage_repo.omid import Aborted, CommitRequest, CommitUnknown, Outcome, TsoUnavailable
 from storage_repo.omid.layout import decode_timestamp, shadow_qualifier
 from tests.stack_support import ServerInfo
 
@@ -158,6 +170,86 @@ def test_false_aborts_are_tried_again_and_counted(repo: HbaseRepo) -> None:
     assert (statistics["commits"], statistics["conflicts"], statistics["false_aborts"]) == (3, 0, 1)
 
 
+def test_what_is_refused_again_and_again_is_no_conflict(repo: HbaseRepo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has changed a cell of it: counted apart, and the error names no culprit; a true conflict still is one."""
+    ts = put(repo, "1", b"1")
+    doomed = repo.begin(ORIGIN)
+    doomed.put("ad", "1", X, b"2")
+    tso: Any = repo._oracle.tso
+    decide = tso.commit_many
+    monkeypatch.setattr(tso, "commit_many", lambda requests: [Aborted() for _ in requests])
+    with pytest.raises(FalseConflict, match="refused 4 times"):
+        doomed.commit()
+    late = repo.begin(ORIGIN, doomed.ts)
+    late.put("ad", "1", X, b"3")
+    monkeypatch.setattr(tso, "commit_many", decide)
+    put(repo, "1", b"new")
+    with pytest.raises(Conflict) as met:
+        late.commit()
+    assert not isinstance(met.value, FalseConflict)
+    statistics = repo.statistics()
+    assert (statistics["conflicts"], statistics["false_aborts_given_up"], statistics["commits"]) == (1, 1, 2)
+    assert repo.snapshot(ts).get("ad", "1") == {X: b"1"}
+
+
+def test_a_commit_that_cannot_be_looked_up_is_unknown(repo: HbaseRepo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The TSO's answer is lost, and then HBase is away: nobody may say that nothing is visible, for here it is.
+
+    Of those in the same group, whoever has an answer keeps it, and the cells of whoever was never asked go.
+    """
+    transactions = [repo.begin(ORIGIN) for _ in range(3)]
+    for row, transaction in enumerate(transactions):
+        transaction.put("ad", f"{row}", X, b"1")
+    tso: Any = repo._oracle.tso
+    decide = tso.commit_many
+
+    def lose_answers(requests: Sequence[CommitRequest]) -> list[Outcome]:
+        known, _ = decide(requests[:2])
+        away.set()
+        return [known, CommitUnknown(requests[1].start_ts, "lost"), TsoUnavailable("away")]
+
+    def unless_away(*arguments: Any) -> Any:
+        if away.is_set():
+            raise StoreUnavailable("HBase is away")
+        return look_up(*arguments)
+
+    away = threading.Event()
+    look_up = repo._connections.rows
+    monkeypatch.setattr(tso, "commit_many", lose_answers)
+    monkeypatch.setattr(repo._connections, "rows", unless_away)
+    done, unknown, never = repo.commit_many(transactions)
+    assert isinstance(done, int) and isinstance(unknown, OutcomeUnknown)
+    assert isinstance(never, StoreUnavailable) and not isinstance(never, OutcomeUnknown)
+    monkeypatch.setattr(tso, "commit_many", decide)
+    away.clear()
+    assert dict(repo.snapshot().scan("ad")) == {"0": {X: b"1"}, "1": {X: b"1"}}
+
+
+def test_a_group_that_surely_failed_is_raised(repo: HbaseRepo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what may be visible is an outcome."""
+    transaction = repo.begin(ORIGIN)
+    transaction.put("ad", "1", X, b"1")
+    monkeypatch.setattr(repo._oracle.tso, "commit_many", lambda requests: [TsoUnavailable("away") for _ in requests])
+    with pytest.raises(StoreUnavailable, match="away") as met:
+        repo.commit_many([transaction])
+    assert not isinstance(met.value, OutcomeUnknown)
+
+
+def test_collection_of_some_rows_at_a_time_comes_to_an_end(installation: HbaseBackend) -> None:
+    """A call looks at so many rows at most, and the next one goes on from there, whether they had something or not."""
+    clock = FakeClock()
+    repo = installation.open(Limits(versions_kept=1, max_transaction_age_s=10), clock)
+    for _ in range(3):
+        batch = [repo.begin(ORIGIN) for _ in range(10)]
+        for row, transaction in enumerate(batch):
+            transaction.put("ad", f"{row}", X, b"1")
+        repo.commit_many(batch)
+    clock.advance(11)
+    counts = [repo.collect_garbage(max_rows=3) for _ in range(5)]
+    assert counts == [6, 6, 6, 2, 0]
+    repo.close()
+
+
 def test_cells_of_refused_transactions_are_deleted_and_nothing_else(
     repo: HbaseRepo, connections: HbaseConnections
 ) -> None:
@@ -234,6 +326,8 @@ def test_reserved_names_are_refused(repo: HbaseRepo) -> None:
     """A qualifier that Omid would take for a shadow cell's is refused when it is given."""
     with pytest.raises(LimitExceeded, match=r"ends in U\+0080"):
         repo.begin(ORIGIN).put("ad", "1", "control:x\x80", b"1")
+    with pytest.raises(LimitExceeded, match="ends in a colon"):
+        repo.begin(ORIGIN).put("ad", "1", "control:x:", b"1")
 
 
 def test_schema_is_checked_and_put_right(hbase_server: ServerInfo) -> None:

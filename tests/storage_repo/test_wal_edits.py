@@ -5,14 +5,21 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage_repo import RepoSchema
+from storage_repo.hbase._commit_table import CommitTable
+from storage_repo.hbase.connections import HbaseConnections
+from storage_repo.hbase.names import HbaseNames
 from storage_repo.hbase.wal import WireError
 from storage_repo.hbase.wal import _frames as frames
 from storage_repo.hbase.wal._cells import Batch, TableColumns, decode
+from storage_repo.hbase.wal._errors import ForeignEdits
+from storage_repo.hbase.wal._rows import Rows
 from storage_repo.hbase.wal._server import Server
 from storage_repo.hbase.wal.proto import hbase_rpc_pb2 as rpc
 from storage_repo.omid import layout
@@ -21,6 +28,7 @@ PUT, DELETE, FAMILY_VERSION, COLUMN, FAMILY = 4, 8, 10, 12, 14
 START, COMMIT = 1_795_316_117_977_000_000, 1_795_316_117_977_000_050
 WATCHED = frozenset({"control:status", "control:name", "content:title"})
 ORIGIN = (b"o", b"origin")
+NAMES = HbaseNames(RepoSchema.of((("ad", ("control",)),)), "p_")
 
 
 def cell(
@@ -49,7 +57,7 @@ def shadow(column: str, commit_ts: int = COMMIT, *, row: bytes = b"r", version: 
     return raw_cell(family, layout.shadow_qualifier(qualifier), layout.encode_timestamp(commit_ts), row, version)
 
 
-def entry(*cells: bytes, table: bytes = b"ad", write_ms: int = 7) -> tuple[rpc.WALEntry, bytes]:
+def entry(*cells: bytes, table: bytes = b"p_ad", write_ms: int = 7) -> tuple[rpc.WALEntry, bytes]:
     """Make the entry of an atomic edit, and its cells."""
     key = rpc.WALKey(encoded_region_name=b"x", table_name=table, log_sequence_number=1, write_time=write_ms)
     return rpc.WALEntry(key=key, associated_cell_count=len(cells)), b"".join(cells)
@@ -57,12 +65,12 @@ def entry(*cells: bytes, table: bytes = b"ad", write_ms: int = 7) -> tuple[rpc.W
 
 def tables() -> dict[bytes, TableColumns]:
     """Return the columns of the one table."""
-    return {b"ad": TableColumns(WATCHED, ORIGIN)}
+    return {b"p_ad": TableColumns(WATCHED, ORIGIN)}
 
 
 def decoded(*entries: tuple[rpc.WALEntry, bytes]) -> Batch:
     """Decode a batch."""
-    return decode([e for e, _ in entries], b"".join(c for _, c in entries), 0, tables())
+    return decode([e for e, _ in entries], b"".join(c for _, c in entries), 0, tables(), NAMES.is_own)
 
 
 def test_data_and_shadow_cells_of_a_row_come_together() -> None:
@@ -72,7 +80,7 @@ def test_data_and_shadow_cells_of_a_row_come_together() -> None:
         entry(shadow("control:status"), cell("content:title", tags=b"tags"), shadow("o:origin"), write_ms=5),
     )
     (edits,) = batch.rows.values()
-    assert list(batch.rows) == [(b"ad", b"r", START)]
+    assert list(batch.rows) == [(b"p_ad", b"r", START)]
     assert (edits.columns, edits.shadows) == ({"control:status", "content:title"}, {"control:status"})
     assert (edits.commit_ts, edits.origin, edits.write_ms) == (COMMIT, b"who", 9)
     assert (batch.cells, batch.oldest_write_ms, batch.ignored) == (7, 5, {"column": 3})
@@ -86,9 +94,9 @@ def test_rows_and_transactions_are_told_apart() -> None:
         entry(cell("control:name", row=b"a")),
     )
     assert {key: edits.columns for key, edits in batch.rows.items()} == {
-        (b"ad", b"a", START): {"control:status", "control:name"},
-        (b"ad", b"b", START): {"control:name"},
-        (b"ad", b"a", START + 50): {"control:name"},
+        (b"p_ad", b"a", START): {"control:status", "control:name"},
+        (b"p_ad", b"b", START): {"control:name"},
+        (b"p_ad", b"a", START + 50): {"control:name"},
     }
 
 
@@ -100,7 +108,7 @@ def test_a_tombstone_is_a_change_and_a_family_mark_is_one_of_the_family() -> Non
 
 def test_a_family_mark_stands_for_what_it_deletes() -> None:
     """Omid's own shadow cells name the columns; without them it may be any watched one of the family."""
-    columns = tables()[b"ad"]
+    columns = tables()[b"p_ad"]
     assert columns.changed({"control:"}, {"control:", "control:name"}) == {"control:name"}
     assert columns.changed({"control:"}, {"control:"}) == {"control:name", "control:status"}
     assert columns.changed({"control:", "control:name"}, {"control:", "control:name"}) == {
@@ -127,7 +135,7 @@ def test_only_a_delete_of_one_version_is_a_roll_back() -> None:
 def test_what_nobody_watches_is_counted_and_left() -> None:
     """Other tables, other columns and names that are no text give no row."""
     batch = decoded(
-        entry(cell("control:status"), cell("control:name"), table=b"other"),
+        entry(cell("control:status"), cell("control:name"), table=b"p_unwatched"),
         entry(raw_cell(b"control", b"\xff\xfe"), raw_cell(b"\xff", b"q"), cell("control:nobody")),
     )
     assert (batch.rows, batch.cells, batch.ignored) == ({}, 5, {"table": 2, "column": 3})
@@ -142,11 +150,46 @@ def test_batches_of_calls_are_joined_in_order() -> None:
     assert (first.cells, first.oldest_write_ms) == (2, 3)
 
 
-def test_a_shadow_cell_that_is_none_is_refused() -> None:
-    """A value that is no timestamp is not guessed at."""
-    family, qualifier = b"control", layout.shadow_qualifier(b"status")
-    with pytest.raises(WireError, match="none of Omid's"):
-        decoded(entry(raw_cell(family, qualifier, b"short")))
+def test_a_shadow_cell_that_is_none_is_counted_and_skipped() -> None:
+    """A value that is no timestamp is not guessed at, and does not hold up the edits around it: the row stays open."""
+    bad = raw_cell(b"control", layout.shadow_qualifier(b"status"), b"short")
+    batch = decoded(entry(cell("control:status"), bad), entry(cell("control:name", row=b"s"), bad))
+    edits, other = batch.rows.values()
+    assert (edits.columns, edits.shadows, edits.commit_ts) == ({"control:status"}, set(), None)
+    assert (other.columns, batch.ignored, batch.cells) == ({"control:name"}, {"bad_shadow": 2}, 4)
+
+
+class Entries:
+    """Stands in for the commit table: it has every transaction, and one entry that is none of Omid's."""
+
+    def __init__(self, bad: int) -> None:
+        self.bad, self.asked = bad, list[int]()
+
+    def lookup(self, starts: list[int]) -> dict[int, layout.CommitEntry]:
+        """Return entries."""
+        self.asked.append(len(starts))
+        if self.bad in starts:
+            raise layout.MalformedCell("bad")
+        return {start: layout.CommitEntry(start + 50) for start in starts}
+
+
+def test_a_malformed_entry_hides_no_other() -> None:
+    """It counts as not there, after a few more questions; the others are found."""
+    rows = Rows(cast(HbaseConnections, None), {})
+    table = Entries(bad=650)
+    rows._commit_table = cast(CommitTable, table)
+    starts = range(0, 5_000, 50)
+    assert rows.commits(starts).keys() == set(starts) - {650}
+    assert rows.malformed == 1 and len(table.asked) < 20
+
+
+def test_edits_of_another_installation_are_not_taken() -> None:
+    """Whoever acknowledged them would lose them: one such entry refuses the call, with what is ours in it."""
+    ours, theirs = entry(cell("control:status")), entry(cell("control:status"), table=b"q_ad")
+    with pytest.raises(ForeignEdits, match="q_ad"):
+        decoded(ours, theirs)
+    for prefix, table, own in (("p_", b"p_gone", True), ("p_", b"ad", False), ("", b"ad", True), ("", b"p_ad", False)):
+        assert HbaseNames(RepoSchema.of((("ad", ("control",)),)), prefix).is_own(table) is own
 
 
 @given(st.data())
@@ -155,13 +198,13 @@ def test_truncated_or_damaged_cells_never_pass_for_a_batch(data: st.DataObject) 
     (made, cells) = entry(cell("control:status", b"value"), shadow("control:status"), cell("o:origin", b"who"))
     cut = data.draw(st.integers(0, len(cells) - 1))
     with pytest.raises(WireError):
-        decode([made], cells[:cut], 0, tables())
+        decode([made], cells[:cut], 0, tables(), NAMES.is_own)
     with pytest.raises(WireError):
-        decode([made], cells + cells[: cut + 1], 0, tables())
+        decode([made], cells + cells[: cut + 1], 0, tables(), NAMES.is_own)
     damaged = bytearray(cells)
     damaged[data.draw(st.integers(0, 13))] ^= data.draw(st.integers(1, 255))
     try:
-        batch = decode([made], bytes(damaged), 0, tables())
+        batch = decode([made], bytes(damaged), 0, tables(), NAMES.is_own)
     except WireError:
         return
     assert batch.cells == 3
@@ -181,7 +224,7 @@ def request_bytes(call_id: int, *entries: tuple[rpc.WALEntry, bytes], method: st
 def server() -> Server:
     """A server on a free port, closed by the test."""
     columns = tables()
-    return Server("127.0.0.1", 0, lambda request, frame, at: decode(request.entry, frame, at, columns))
+    return Server("127.0.0.1", 0, lambda request, frame, at: decode(request.entry, frame, at, columns, NAMES.is_own))
 
 
 def test_calls_are_answered_when_somebody_says_so(server: Server) -> None:
@@ -204,6 +247,20 @@ def test_calls_are_answered_when_somebody_says_so(server: Server) -> None:
         stream.close()
     server.close()
     assert server.calls.empty()
+
+
+def test_a_call_for_another_installation_is_refused_and_the_next_one_served(server: Server) -> None:
+    """HBase sends it again, to its own proxies once it has looked for them; the connection stays."""
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(frames.open_connection("AdminService", "hbase"))
+        client.sendall(request_bytes(3, entry(cell("control:status"), table=b"q_ad")))
+        client.sendall(request_bytes(4, entry(cell("control:status"))))
+        assert server.calls.get(timeout=20).call_id == 4
+        with client.makefile("rb") as stream:
+            header = frames.read_answer(stream, rpc.ReplicateWALEntryRequest())
+        assert (header.call_id, header.exception.do_not_retry) == (3, False)
+    server.close()
+    assert (server.foreign, server.refused, server.calls.empty()) == (1, 0, True)
 
 
 @pytest.mark.parametrize(

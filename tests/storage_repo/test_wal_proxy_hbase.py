@@ -20,13 +20,25 @@ from compose import ServerInfo
 from messaging import Log
 from messaging.home import Home
 from messaging.topics import NOTIFICATIONS, PENDING
-from storage_repo.hbase.thrift2 import TColumn, TDelete, TDeleteType, TPut
-from storage_repo.hbase.wal import HBaseAway, PeerConflict, PeerStatus, remove_peer, set_peer_enabled, walproxy_status
+from storage_repo import Limits, RepoSchema
+from storage_repo.hbase import HbaseRepo, apply_schema
+from storage_repo.hbase.thrift2 import TColumn, TColumnValue, TDelete, TDeleteType, TPut
+from storage_repo.hbase.wal import (
+    HBaseAway,
+    PeerConflict,
+    PeerStatus,
+    _housekeeper,
+    remove_peer,
+    set_peer_enabled,
+    walproxy_status,
+)
 from storage_repo.hbase.wal._registry import ROOT
+from storage_repo.hbase.wal._resolver import Resolver
 from storage_repo.hbase.wal.master import Master, Peer, connect
 from storage_repo.hbase.wal.proxy import ensure_peer
 from storage_repo.omid import layout
 from tests.storage_repo.wal_support import (
+    FAMILIES,
     PATIENCE_S,
     Notified,
     ProxyProcess,
@@ -197,6 +209,55 @@ def test_transactions_that_did_not_commit_are_dropped_by_reason(store: Store, ho
         assert [key[1] for key in notified.found()] == ["slow"]
         assert [key[1] for key in store.recount()] == ["slow"]
         assert proxy.context.metrics.gauges["pending"] == 0
+
+
+def test_a_shadow_cell_that_is_none_holds_up_nothing(store: Store, home: Home, log: Log) -> None:
+    """It counts as not there, in the log and in HBase: the feed goes on, and it is written anew after a commit."""
+    notified = Notified(log)
+    with ProxyThread(store, home, log, grace_s=QUICK_S) as proxy:
+        spoilt = store.begin()
+        spoilt.put("ad", "1", STATUS)
+        spoilt.write()
+        family, _, qualifier = STATUS.encode().partition(b":")
+        bad = TColumnValue(family, layout.shadow_qualifier(qualifier), b"short", spoilt.start)
+        store.connections.put(store.names.hbase_table("ad"), [TPut(b"1", [bad])])
+        assert spoilt.commit() is not None
+        store.commit(("ad", "2", STATUS))
+        wait_until(lambda: len(notified.found()) == 2)
+        assert notified.found() == store.recount()
+        assert proxy.counter("ignored:bad_shadow") >= 1
+        assert proxy.context.metrics.gauges["malformed_cells"] >= 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_proxy_ends_when_its_resolving_thread_died(
+    store: Store, home: Home, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that heals nobody must not go on as if all were well: whoever watches over it starts it again."""
+
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(Resolver, "step", fail)
+    with pytest.raises(AssertionError, match="a thread of the WAL proxy died"), ProxyThread(store, home, log) as proxy:
+        proxy.wait()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("walproxy")]
+
+
+def test_one_proxy_collects_old_versions(store: Store, home: Home, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else does while the service runs; what went is in the metrics, and gives no notification."""
+    schema = RepoSchema.of(FAMILIES, Limits(versions_kept=1, max_transaction_age_s=0.1))
+    apply_schema(store.url, schema)
+    monkeypatch.setattr(_housekeeper, "TICK_S", 0.2)
+    notified = Notified(log)
+    with ProxyThread(store, home, log, open_repo=lambda: HbaseRepo.open(store.url, schema)) as proxy:
+        for _ in range(5):
+            store.commit(("ad", "1", STATUS))
+        wait_until(lambda: proxy.counter("versions_collected") == 4, why=lambda: str(proxy.context.metrics.counters))
+        assert proxy.context.metrics.gauges["collects"] == 1
+        assert len(store.recount()) == 1
+        wait_until(lambda: len(notified.found()) == 5)
+        assert set(messages(notified).values()) == {1}
 
 
 def test_a_shadow_cell_that_was_never_logged_is_noticed(store: Store, home: Home, log: Log) -> None:
@@ -385,7 +446,7 @@ def test_the_peer_is_corrected_and_never_taken_from_others(store: Store) -> None
         assert not ensure_peer(master, first)
         assert ensure_peer(master, both)
         assert [peer for peer in master.peers() if peer.id == store.peer_id] == [both]
-        with pytest.raises(PeerConflict, match=r"/elsewhere .* choose another walproxy_peer_id"):
+        with pytest.raises(PeerConflict, match=r"/elsewhere\b.* choose another walproxy_peer_id"):
             ensure_peer(master, Peer(store.peer_id, key + "2", True, True, both.tables))
     finally:
         zookeeper.stop()

@@ -31,6 +31,7 @@ from messaging.stage import StageContext
 from messaging.topics import LANE_OF, NOTIFICATIONS, ensure_topics
 from storage_repo import Origin, RepoSchema
 from storage_repo._origin import encode_origin
+from storage_repo.hbase import HbaseRepo
 from storage_repo.hbase.address import HbaseAddress
 from storage_repo.hbase.connections import HbaseConnections
 from storage_repo.hbase.names import ORIGIN_FAMILY, ORIGIN_QUALIFIER, HbaseNames
@@ -286,8 +287,12 @@ def stage_context(home: Home, log: Log, worker: int, ready: Callable[[int], None
 class ProxyThread:
     """A proxy in this process."""
 
-    def __init__(self, store: Store, home: Home, log: Log, *, worker: int = 0, **settings: Any) -> None:
+    def __init__(
+        self, store: Store, home: Home, log: Log, *, worker: int = 0,
+        open_repo: Callable[[], HbaseRepo] | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
         self._ready = threading.Event()
+        self._open_repo = open_repo
         self.context = stage_context(home, log, worker, lambda port: self._ready.set())
         self._settings = WalProxySettings(peer_id=store.peer_id, **settings)
         self._error: BaseException | None = None
@@ -295,7 +300,7 @@ class ProxyThread:
 
     def _run(self, store: Store) -> None:
         try:
-            run(self.context, store.url, store.names, WATCHED, self._settings)
+            run(self.context, store.url, store.names, WATCHED, self._settings, self._open_repo)
         except BaseException as error:
             self._error = error
             self._ready.set()
@@ -312,6 +317,10 @@ class ProxyThread:
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
         assert self._error is None, self._error
+
+    def wait(self) -> None:
+        """Wait for its end by itself."""
+        self._thread.join(PATIENCE_S)
 
     def counter(self, name: str) -> int:
         """Return a counter of the stage."""

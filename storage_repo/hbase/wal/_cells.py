@@ -8,9 +8,9 @@ are taken apart once and then found in a dict.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from storage_repo.hbase.wal._errors import WireError
+from storage_repo.hbase.wal._errors import ForeignEdits, WireError
 from storage_repo.hbase.wal.proto import hbase_rpc_pb2 as rpc
 from storage_repo.omid import layout
 from storage_repo.omid.layout import VERSIONS_PER_TRANSACTION as VERSIONS
@@ -24,6 +24,7 @@ RowKey = tuple[bytes, bytes, int]
 _HEAD = struct.Struct(">iiih").unpack_from
 _TAIL = struct.Struct(">qB").unpack_from
 _TAIL_BYTES = 9
+_TIMESTAMP_BYTES = len(layout.encode_timestamp(0))
 _COLUMNS_KEPT = 50_000
 """Far above any catalogue; a writer that makes up qualifiers must not fill our memory."""
 
@@ -140,8 +141,18 @@ class Batch:
             self.oldest_write_ms = write_ms
 
 
-def decode(entries: Sequence[rpc.WALEntry], frame: bytes, at: int, tables: Mapping[bytes, TableColumns]) -> Batch:
-    """Return what a call brought: its entries and the block of cells that begins at byte `at`. Raises WireError."""
+def decode(
+    entries: Sequence[rpc.WALEntry],
+    frame: bytes,
+    at: int,
+    tables: Mapping[bytes, TableColumns],
+    is_own: Callable[[bytes], bool],
+) -> Batch:
+    """Return what a call brought: its entries and the block of cells that begins at byte `at`.
+
+    Of tables that nobody watches `is_own` tells by name whether they are this installation's at all: ours are counted
+    and left. Raises WireError, ForeignEdits.
+    """
     batch = Batch()
     try:
         for entry in entries:
@@ -153,6 +164,8 @@ def decode(entries: Sequence[rpc.WALEntry], frame: bytes, at: int, tables: Mappi
             batch.saw(key.write_time)
             columns = tables.get(key.table_name)
             if columns is None:
+                if not is_own(key.table_name):
+                    raise ForeignEdits(key.table_name)
                 batch.ignore("table", count)
                 for _ in range(count):
                     at += 4 + _HEAD(frame, at)[0]
@@ -198,9 +211,13 @@ def _decode_entry(
             if role == DATA:
                 edits.columns.add(name)
             elif role == SHADOW:
+                value = frame[value_at : value_at + value_bytes]
+                if len(value) != _TIMESTAMP_BYTES:  # none of Omid's; whoever looks the transaction up writes it anew
+                    batch.ignore("bad_shadow")
+                    continue
                 edits.shadows.add(name)
                 if edits.commit_ts is None:
-                    edits.commit_ts = _commit_ts(frame[value_at : value_at + value_bytes])
+                    edits.commit_ts = layout.decode_timestamp(value)
             elif role == ORIGIN:
                 edits.origin = frame[value_at : value_at + value_bytes]
             elif value_bytes == 0:
@@ -214,10 +231,3 @@ def _decode_entry(
     if others:
         batch.ignore("column", others)
     return at
-
-
-def _commit_ts(value: bytes) -> int:
-    try:
-        return layout.decode_timestamp(value)
-    except layout.MalformedCell as error:
-        raise WireError(f"a shadow cell is none of Omid's: {error}") from error

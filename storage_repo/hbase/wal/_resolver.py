@@ -71,6 +71,7 @@ class Resolver:
         self._consumer: Consumer = log.consumer(PENDING_GROUP, [PENDING])
         self._partitions: dict[int, _Partition] = {}
         self._trimmed = time.monotonic()
+        self._holds_first = False
         self.healed = 0
         """Rows of transactions that got their missing shadow cells."""
         self.notifications = 0
@@ -81,10 +82,15 @@ class Resolver:
         """How many rows of transactions wait for their end, in this instance's share."""
         return sum(len(partition.waiting) for partition in self._partitions.values())
 
+    def holds_first(self) -> bool:
+        """Tell whether this instance reads the first partition: one of all does. Safe for threads."""
+        return self._holds_first
+
     def step(self, timeout_s: float) -> None:
         """Read what has come, look up what is due. Raises LogError and RepoError: then nothing is forgotten."""
         records = self._consumer.poll(_POLL, timeout_s)
         held = {partition for topic, partition in self._consumer.assigned() if topic == PENDING}
+        self._holds_first = 0 in held
         for partition in self._partitions.keys() - held:
             del self._partitions[partition]  # whoever has it now reads it from the stored position
         for record in records:
@@ -181,13 +187,13 @@ class Resolver:
 
         The last happens when a compaction makes them; so, unless this process knows better, notify (again).
         """
-        if self._tracker.was_notified(key):
-            taken.ignored["repeated"] += 1
-            return
         changed = self._tables[key[0]].changed(edits.columns, edits.shadows)
-        if changed:
-            self._tracker.change_of(taken, key, edits, changed)
-            taken.notified[key] = changed
+        notified = self._tracker.notified(key)
+        if fresh := changed - notified:
+            self._tracker.change_of(taken, key, edits, fresh)
+            taken.notified[key] = changed | notified
+        elif changed:
+            taken.ignored["repeated"] += 1
 
     def _drop_expired(self, again: Iterable[Pending], taken: Taken) -> list[Pending]:
         """Return those that are still to be asked for. Of the old ones a last look at their rows decides: a writer

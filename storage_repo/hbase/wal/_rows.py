@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import structlog
+
 from storage_repo.hbase._commit_table import CommitTable
 from storage_repo.hbase.connections import HbaseConnections
 from storage_repo.hbase.thrift2 import TColumnValue, TGet, TPut, TTimeRange
@@ -52,6 +54,8 @@ class Rows:
     def __init__(self, connections: HbaseConnections, tables: Mapping[bytes, TableColumns]) -> None:
         self._connections, self._tables = connections, tables
         self._commit_table = CommitTable(connections)
+        self.malformed = 0
+        """Shadow cells and commit-table entries met that are none of Omid's; they count as not there."""
 
     def read(self, keys: Collection[RowKey]) -> dict[RowKey, StoredRow]:
         """Return what transactions left in rows; an empty row where there is nothing (any more)."""
@@ -69,7 +73,7 @@ class Rows:
 
     def commits(self, starts: Iterable[int]) -> dict[int, CommitEntry]:
         """Return what the commit table says of transactions; it knows only those that did not clean up."""
-        return self._commit_table.lookup(sorted(set(starts)))
+        return self._lookup(sorted(set(starts)))
 
     def heal(self, commits: Mapping[RowKey, tuple[StoredRow, int]]) -> int:
         """Write the missing shadow cells of committed transactions, each row in one step; return how many cells."""
@@ -90,12 +94,31 @@ class Rows:
                 self._connections.put(table, of_table[at : at + _PER_CALL])
         return cells
 
+    def _lookup(self, starts: list[int]) -> dict[int, CommitEntry]:
+        """Look up all at once; where an entry is malformed, the halves, until it is alone."""
+        try:
+            return self._commit_table.lookup(starts)
+        except layout.MalformedCell as error:
+            if len(starts) == 1:
+                self._met_malformed(error, starts[0])
+                return {}
+        middle = len(starts) // 2
+        return self._lookup(starts[:middle]) | self._lookup(starts[middle:])
+
+    def _met_malformed(self, error: layout.MalformedCell, start: int) -> None:
+        self.malformed += 1
+        structlog.get_logger().error("malformed_cell", start=start, error=str(error))
+
     def _row(self, columns: TableColumns, values: Sequence[object]) -> StoredRow:
         stored = StoredRow()
         for value in values:
             family, qualifier, version = value.family, value.qualifier, value.timestamp  # type: ignore[attr-defined]
             if layout.is_shadow(qualifier):
-                commit_ts = layout.decode_timestamp(value.value)  # type: ignore[attr-defined]
+                try:
+                    commit_ts = layout.decode_timestamp(value.value)  # type: ignore[attr-defined]
+                except layout.MalformedCell as error:  # as if it were not there: it is written anew, at its version
+                    self._met_malformed(error, layout.start_of(version))
+                    continue
                 stored.shadows[family, layout.data_qualifier(qualifier), version] = commit_ts
                 continue
             stored.cells.add((family, qualifier, version))

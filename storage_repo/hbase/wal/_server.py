@@ -18,7 +18,7 @@ import structlog
 from messaging.headers import now_us
 from storage_repo.hbase.wal import _frames as frames
 from storage_repo.hbase.wal._cells import Batch
-from storage_repo.hbase.wal._errors import WireError
+from storage_repo.hbase.wal._errors import ForeignEdits, WireError
 from storage_repo.hbase.wal.proto import hbase_rpc_pb2 as rpc
 
 METHOD = "ReplicateWALEntry"
@@ -61,6 +61,8 @@ class Server:
         self._open = True
         self.refused = 0
         """Connections that were closed because of what came over them."""
+        self.foreign = 0
+        """Calls that were refused because they are another installation's."""
         self._listener = socket.create_server((host, port))
         self.port: int = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._accept, name="walproxy-accept", daemon=True)
@@ -122,7 +124,14 @@ class Server:
             return
         arrived_us = now_us()
         parameter = frames.parse(rpc.ReplicateWALEntryRequest(), request.frame[request.parameter])
-        call = Call(connection, request.call_id, self._decode(parameter, request.frame, request.cells), arrived_us)
+        try:
+            batch = self._decode(parameter, request.frame, request.cells)
+        except ForeignEdits as error:
+            self.foreign += 1
+            structlog.get_logger().error("wal_edits_refused", table=error.table.decode(errors="backslashreplace"))
+            connection.send(frames.refusal(request.call_id, _IO_EXCEPTION, str(error), retry=True))
+            return
+        call = Call(connection, request.call_id, batch, arrived_us)
         while self._open:
             with suppress(queue.Full):
                 self.calls.put(call, timeout=_FULL_S)

@@ -3,6 +3,10 @@
 A shadow cell in the log means committed, and its value is the commit timestamp: it gives the notification. What was
 seen of a transaction before its shadow cells came (columns, origin) is remembered. Memory is only a help: what is not
 in it, because it came before this process or to another one, is read from HBase by whoever calls.
+
+Memory has all of a transaction's row only if the origin cell was seen: our writers put a row with its origin in one
+step, which is one entry of the log. A Java client puts cell by cell, and each may go to another process. So without an
+origin nothing is closed from memory: a commit has its row read, and a roll-back is left to the resolver.
 """
 
 from __future__ import annotations
@@ -66,6 +70,8 @@ class Open:
     columns: frozenset[str]
     shadows: frozenset[str]
     origin: bytes | None
+    complete: bool
+    """Whether `columns` are all that the transaction did in the row: its origin was seen, or the row was read."""
 
 
 @dataclass(slots=True)
@@ -82,7 +88,7 @@ class Taken:
 
 
 class Tracker:
-    """What is known of transactions. One thread gives it batches; `was_notified` may be asked by any."""
+    """What is known of transactions. One thread gives it batches; `notified` may be asked by any."""
 
     def __init__(self, names: HbaseNames, tables: Mapping[bytes, TableColumns], notifier: ChangeNotifier) -> None:
         self._names, self._tables, self._notifier = names, tables, notifier
@@ -90,21 +96,13 @@ class Tracker:
         self._notified: Recent[frozenset[str]] = Recent()
         self._lock = threading.Lock()
 
-    def was_notified(self, key: RowKey) -> bool:
-        """Tell whether this process has published a notification of the transaction's change of the row."""
-        return self._notified.get(key) is not None
+    def notified(self, key: RowKey) -> frozenset[str]:
+        """Return the columns of the transaction's change of the row that this process has notified."""
+        return self._notified.get(key) or frozenset()
 
     def unknown(self, batch: Batch) -> list[RowKey]:
-        """Return what must be read from HBase for `take`: commits whose data cells came to somebody else."""
-        return [
-            key
-            for key, edits in batch.rows.items()
-            if edits.commit_ts is not None
-            and edits.origin is None
-            and not edits.columns
-            and self._open.get(key) is None
-            and self._notified.get(key) is None
-        ]
+        """Return what must be read from HBase for `take`: commits of whose data cells others may have had some."""
+        return [key for key, edits in batch.rows.items() if edits.commit_ts is not None and self._partial(key, edits)]
 
     def take(self, batch: Batch, read: Mapping[RowKey, RowEdits], entered_us: int) -> Taken:
         """Return what a batch leads to; `read` has the rows of `unknown`. Changes nothing: a batch may come again."""
@@ -161,9 +159,19 @@ class Tracker:
         place = f"{table}/{self._names.row_of(table, key[1])}"
         return pending_record(Pending(*key, settled, first_us, looks), place)
 
-    def _uncommitted(self, taken: Taken, key: RowKey, edits: RowEdits, entered_us: int) -> None:
+    def _partial(self, key: RowKey, edits: RowEdits) -> bool:
+        """Tell whether the row may have more than what is known of it."""
+        if edits.origin is not None:
+            return False
         known = self._open.get(key)
-        if self._notified.get(key) is not None:
+        if known is not None:
+            return not known.complete
+        notified = self._notified.get(key)
+        return notified is None or not edits.columns <= notified
+
+    def _uncommitted(self, taken: Taken, key: RowKey, edits: RowEdits, entered_us: int) -> None:
+        known, notified = self._open.get(key), self._notified.get(key)
+        if notified is not None and edits.columns <= notified:
             taken.ignored["repeated"] += 1
             return
         columns = frozenset(edits.columns | known.columns if known else edits.columns) - edits.deleted
@@ -174,13 +182,15 @@ class Tracker:
                 taken.ignored["collected"] += 1  # an old version; or rolled back, and the data came to somebody else
             if known is not None:
                 taken.closed.append(key)
-                taken.records.append(self.pending(key, settled=True))
+                if known.complete or edits.origin is not None:
+                    taken.records.append(self.pending(key, settled=True))
             return
         if known is not None and columns == known.columns:
             taken.ignored["repeated"] += 1
             return
         shadows, origin = (known.shadows, known.origin) if known else (frozenset(), None)
-        taken.opened[key] = Open(columns, shadows, edits.origin or origin)
+        complete = edits.origin is not None or (known is not None and known.complete and edits.columns <= known.columns)
+        taken.opened[key] = Open(columns, shadows, edits.origin or origin, complete)
         if known is None:
             taken.records.append(self.pending(key, first_us=entered_us))
 
@@ -188,6 +198,7 @@ class Tracker:
         self, taken: Taken, key: RowKey, edits: RowEdits, read: RowEdits | None, entered_us: int
     ) -> None:  # fmt: skip
         known, notified = self._open.get(key), self._notified.get(key)
+        complete = read is not None or not self._partial(key, edits)
         columns, shadows = edits.columns, edits.shadows
         for earlier in (known, read):
             if earlier is not None:
@@ -202,8 +213,8 @@ class Tracker:
             taken.notified[key] = changed | notified if notified else changed
         else:
             taken.ignored["repeated"] += 1
-        if not columns <= shadows:  # the writer is about to finish, or died; then the rest must be healed
-            taken.opened[key] = Open(frozenset(columns), frozenset(shadows), edits.origin)
+        if not complete or not columns <= shadows:  # the writer is about to finish; or died, and somebody must heal
+            taken.opened[key] = Open(frozenset(columns), frozenset(shadows), edits.origin, complete)
             if known is None:
                 taken.records.append(self.pending(key, first_us=entered_us))
         elif known is not None or read is not None:

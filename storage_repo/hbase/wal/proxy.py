@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import structlog
@@ -27,6 +27,7 @@ from storage_repo.hbase.names import ORIGIN_FAMILY, ORIGIN_QUALIFIER, HbaseNames
 from storage_repo.hbase.probe import PROBE_TABLE
 from storage_repo.hbase.wal._cells import Batch, TableColumns, decode
 from storage_repo.hbase.wal._errors import HBaseAway, PeerConflict
+from storage_repo.hbase.wal._housekeeper import Collectable, Housekeeper
 from storage_repo.hbase.wal._registry import Registry
 from storage_repo.hbase.wal._resolver import Resolver
 from storage_repo.hbase.wal._rows import Rows
@@ -42,6 +43,8 @@ _GROUP_CELLS = 20_000
 _REGISTRATION_S = 1.0
 """Between two looks whether we are still registered: below a ZooKeeper session's length."""
 _RETRY_S = 0.5
+_COLLECTED_S = 4.0
+"""How long closing waits for a round of collection; less than a supervisor does. Its deletions may stop anywhere."""
 
 
 def table_columns(names: HbaseNames, watched: Mapping[str, frozenset[str]]) -> dict[bytes, TableColumns]:
@@ -109,7 +112,8 @@ class WalProxy:
     """The parts of one process. `step` is called again and again by one thread."""
 
     def __init__(self, context: StageContext, address: HbaseAddress, names: HbaseNames, notifier: ChangeNotifier,
-                 watched: Mapping[str, frozenset[str]], settings: WalProxySettings) -> None:  # fmt: skip
+                 watched: Mapping[str, frozenset[str]], settings: WalProxySettings,
+                 open_repo: Callable[[], Collectable] | None = None) -> None:  # fmt: skip
         self._context, self._settings = context, settings
         self._metrics = context.metrics
         self._tables = table_columns(names, watched)
@@ -129,16 +133,24 @@ class WalProxy:
                 context.log, self._rows, self._tracker, self._tables,
                 grace_s=settings.grace_s, max_age_s=settings.max_age_s,
             )  # fmt: skip
-            self._server = Server(settings.bind, settings.port, lambda r, f, at: decode(r.entry, f, at, self._tables))
+            self._server = Server(
+                settings.bind, settings.port, lambda r, f, at: decode(r.entry, f, at, self._tables, names.is_own)
+            )
             stack.callback(self._server.close)
             self._registry.enter(settings.host, self._server.port)  # before there is a peer: it looks for us at once
             stack.callback(self._registry.leave)
             wanted = wanted_peer(settings.peer_id, self._registry.cluster_key(address.zookeeper), self._tables)
             if ensure_peer(Master(zookeeper), wanted):
                 self._log.info("peer_set_up", peer=settings.peer_id, tables=sorted(wanted.tables))
-            self._resolving = threading.Thread(target=self._resolve, name="walproxy-resolve")
-            self._resolving.start()
+            self._died: BaseException | None = None
+            self._resolving = self._thread("resolve", self._resolve)
             stack.callback(self._resolving.join)
+            if open_repo is not None and settings.collected_rows_per_s:
+                keeper = Housekeeper(
+                    open_repo, self._resolver.holds_first, settings.collected_rows_per_s, context.metrics
+                )
+                collecting = self._thread("collect", lambda: keeper.run(self._stop))
+                stack.callback(collecting.join, _COLLECTED_S)
             stack.callback(self._stop.set)
             self._closing = stack.pop_all()
 
@@ -152,7 +164,12 @@ class WalProxy:
         self._closing.close()
 
     def step(self) -> None:
-        """Wait a moment for calls of region servers; publish and answer what has come."""
+        """Wait a moment for calls of region servers; publish and answer what has come.
+
+        Raises RuntimeError when a thread has died: a proxy that heals or collects nothing must not look well.
+        """
+        if self._died is not None:
+            raise RuntimeError(f"a thread of the WAL proxy died: {self._died!r}") from self._died
         self._stay_registered()
         try:
             calls = [self._server.calls.get(timeout=_WAIT_S)]
@@ -232,8 +249,22 @@ class WalProxy:
             self._log.warning("registration_failed", error=str(error))
         self._registered = time.monotonic()
 
+    def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        """Start a thread whose death the next step tells."""
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._died = error
+                raise
+
+        thread = threading.Thread(target=run, name=f"walproxy-{name}", daemon=True)
+        thread.start()
+        return thread
+
     def _resolve(self) -> None:
-        """The resolving thread."""
+        """Look after open transactions until told to stop."""
         resolver, metrics = self._resolver, self._metrics
         while not self._stop.is_set():
             healed, notifications = resolver.healed, resolver.notifications
@@ -249,6 +280,10 @@ class WalProxy:
                 metrics.count(f"ignored:{reason}", count)
             resolver.ignored.clear()
             metrics.gauge("pending", resolver.waiting)
+            if malformed := self._rows.malformed:
+                metrics.gauge("malformed_cells", malformed)
+            if foreign := self._server.foreign:
+                metrics.gauge("calls_for_others", foreign)
         try:
             resolver.close()
         except LogError as error:
@@ -261,15 +296,16 @@ def run(
     names: HbaseNames,
     watched: Mapping[str, frozenset[str]],
     settings: WalProxySettings | None = None,
+    open_repo: Callable[[], Collectable] | None = None,
 ) -> None:
     """Take HBase's edits and publish notifications of committed changes until told to stop.
 
-    `watched` has columns ("family:qualifier") by table. Raises StoreUnavailable when HBase or ZooKeeper cannot be
-    reached at the start; later outages are waited for.
+    `watched` has columns ("family:qualifier") by table. With `open_repo` one proxy of all also collects old versions.
+    Raises StoreUnavailable when HBase or ZooKeeper cannot be reached at the start; later outages are waited for.
     """
     chosen = settings or WalProxySettings.of(context.settings)
     notifier = ChangeNotifier(context.catalog, watched)
-    proxy = WalProxy(context, HbaseAddress.parse(url), names, notifier, watched, chosen)
+    proxy = WalProxy(context, HbaseAddress.parse(url), names, notifier, watched, chosen, open_repo)
     try:
         context.ready(0)
         while not context.stop.is_set():
