@@ -209,7 +209,7 @@ class BaseStore:
             raise SegmentCorrupt(str(base.address), f"has {documents} documents instead of {manifest.documents}")
 
 
-_WIDTHS = {"documents.place": 16, "ids.order": 4, "versions": 8}
+_WIDTHS = {"ids.order": 4, "versions": 8}
 """Files with one entry per document, and its bytes (see manas._writer)."""
 
 

@@ -21,6 +21,7 @@ from manas import Index
 from messaging.topics import BUDGETS, DELTAS
 from storage_repo import Origin, RepoSchema
 from storage_repo.embedded import EmbeddedRepo
+from storage_repo.feed import StoredFeed
 from tests.debug_ui.pipeline import Pipeline
 from tests.gateway.conftest import kind, mysql, server, tail
 from tests.gateway.mysql_support import CATALOG, Ads, Tail
@@ -40,7 +41,7 @@ def pipeline(tail: Tail, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline]:
     """The rest of the pipeline behind the tail of a MariaDB's binlog, at work while a sync waits."""
     repo = EmbeddedRepo.open(tail.home.store, RepoSchema.of(CATALOG.repo_tables()), wake_dir=tail.home.wake)
     index = Index(CATALOG)
-    backends = Backends(tail.home, CATALOG, tail.log, repo, tail.ads.db, index)
+    backends = Backends(tail.home, CATALOG, tail.log, repo, StoredFeed(repo, tail.log), tail.ads.db, index)
     source = CachedSource("performance", PerformanceDb(tail.home.performance_db))
     opened = Pipeline(backends, index, load_registry(CATALOG), source, {DELTAS: {}, BUDGETS: {}})
     monkeypatch.setattr("batch_workflows.sync._sleep", lambda _: work(tail, opened))
