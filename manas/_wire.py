@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from manas._common import Common
@@ -47,9 +48,8 @@ def reply_of(answer: Any, *, columns: bool = False) -> pb.SearchReply:
 def answer_of(reply: pb.SearchReply, *, int_keys: bool) -> Answer:
     """Return a message as an answer."""
     kind: type[int] | type[str] = int if int_keys else str
-    hits: list[Hit] = [
-        {"ad_id": key, "score": score} for key, score in zip(reply.int_keys or reply.keys, reply.scores, strict=True)
-    ]
+    keys: Sequence[int | str] = reply.int_keys or reply.keys
+    hits: list[Hit] = [{"ad_id": key, "score": score} for key, score in zip(keys, reply.scores, strict=True)]
     for found in reply.hits:
         hit: Hit = {"ad_id": kind(found.ad_id), "score": found.score}
         if found.groups:
