@@ -169,6 +169,51 @@ def test_start_goes_on_from_the_folded_segments_and_not_from_the_base(
     assert open_local_index(home, CATALOG, log).search(BROWSE, 0) == index.search(BROWSE, 0)
 
 
+def test_folded_changes_hide_the_base_after_a_restart(
+    home: Home, log: Log, tmp_path: Path, follow: Callable[..., Follower], inline: type[Process]
+) -> None:
+    """What folded segments replace or delete in the base, and in each other, stays hidden for the next server."""
+    _fill(log, 60)
+    _based(home, log, tmp_path, 60, 5)
+    first = follow()
+    for version, changed in ((6, range(1, 41)), (7, range(31, 54))):
+        messages = [delta(document(i, terms=[f"v{version}"]), version) for i in changed]
+        log.publish(log_records(*messages, tombstone(changed[0], version + 10), tombstone(60, 20)))
+        _settle(first)
+    index = first._index
+    assert len(index.view.folds) == 2
+    for asked in (first, follow()):
+        index = _settle(asked)
+        assert index.search(BROWSE, 0)["total"] == 57
+        assert sorted(ids(index.search({**BROWSE, "text": "v6"}, 0))) == list(range(2, 31))
+        assert sorted(ids(index.search({**BROWSE, "text": "v7"}, 0))) == list(range(32, 54))
+        assert index.documents() == 57
+
+
+def test_changes_that_arrive_during_a_folding_win_over_it(
+    log: Log, follow: Callable[..., Follower], inline: type[Process]
+) -> None:
+    """A document replaced or deleted while its older version is being folded is found once, before and after."""
+    _fill(log, 30)
+    follower = follow()
+    inline.hold = True
+    follower.catch_up()
+    index = follower._index
+    assert index.view.frozen is not None
+    changed = [delta(document(i, terms=["late"]), 9) for i in range(1, 6)]
+    log.publish(log_records(*changed, *(tombstone(i, 9) for i in range(6, 11))))
+    for release in (False, True):
+        inline.hold = not release
+        follower.catch_up()
+        while release and index.view.frozen is not None:
+            follower.step()
+        assert index.search(BROWSE, 0)["total"] == 25
+        assert sorted(ids(index.search({**BROWSE, "text": "late"}, 0))) == [1, 2, 3, 4, 5]
+        assert sorted(ids(index.search({**BROWSE, "text": "w1"}, 0))) == [15, 22, 29]
+    assert len(index.view.folds) == 1
+    assert len(index.view.delta.entries) == 10
+
+
 def test_old_versions_lose_against_folded_ones(
     log: Log, follow: Callable[..., Follower], inline: type[Process]
 ) -> None:
@@ -186,14 +231,14 @@ def test_old_versions_lose_against_folded_ones(
 def test_folded_segments_are_few(home: Home, log: Log, follow: Callable[..., Follower], inline: type[Process]) -> None:
     """A document is written again about log2(all / one delta) times, and there are no more segments than that."""
     follower = follow(FoldLimits(documents=10, most_documents=2_000))
-    for start in range(1, 641, 10):
+    for start in range(1, 321, 10):
         _fill(log, 10, first=start)
         _settle(follower)
     sizes = [len(f) for f in follower._index.view.folds]
     assert follower._folder is not None
-    assert follower._folder.folded == 64
-    assert sum(sizes) == 640
-    assert len(sizes) <= 7
+    assert follower._folder.folded == 32
+    assert sum(sizes) == 320
+    assert len(sizes) <= 6
     assert all(older > younger for older, younger in pairwise(sizes))
     directory = _set_file(home).parent
     assert len([p for p in directory.iterdir() if p.is_dir()]) == len(sizes)

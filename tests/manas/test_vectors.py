@@ -277,6 +277,7 @@ def test_two_vector_fields_are_searched_apart(tmp_path: Path) -> None:
     docs[8] = {**docs[8], "picture": pictures[1].tobytes()}
     docs[9] = {**docs[9], "picture": None}
     index.apply_documents([delta(docs[i], 200) for i in (8, 9)])
+    found = 0
     for field, rows in (("embedding", texts), ("picture", pictures)):
         for ad_id in (1, 5, 7, 11):
             held = [i for i, doc in docs.items() if doc[field] is not None and i != ad_id]
@@ -284,7 +285,9 @@ def test_two_vector_fields_are_searched_apart(tmp_path: Path) -> None:
             best = {held[place] for place in np.argsort(-(own @ rows[ad_id]), kind="stable")[:K].tolist()}
             answer = index.search({**BROWSE, "similar_to": ad_id, "vector_field": field}, K)
             assert answer["total"] == len(held)
-            assert len(best.intersection(ids(answer))) >= K - 1
+            assert set(ids(answer)) <= set(held)
+            found += len(best.intersection(ids(answer)))
+    assert found >= 0.9 * 8 * K
     assert ids(index.search(_request(pictures[1], vector_field="picture"), 2)) == [1, 8]
     assert 8 not in ids(index.search(_request(pictures[8], vector_field="picture"), 2))
     everything = index.search(_request(pictures[9], vector_field="picture"), 0)
