@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import cdc, pipeline, stack_latency, sync
+from benchmarks import base_index, cdc, pipeline, stack_latency, sync
 from benchmarks._exceptions import UnknownBenchmark
 
-BENCHMARKS: dict[str, Callable[[bool], dict[str, Any]]] = {"pipeline": pipeline.run, "cdc": cdc.run, "sync": sync.run}
+BENCHMARKS: dict[str, Callable[[bool], dict[str, Any]]] = {
+    "pipeline": pipeline.run,
+    "cdc": cdc.run,
+    "sync": sync.run,
+    "base-index": base_index.run,
+}
 ON_THE_STACK: dict[str, Callable[[bool], dict[str, Any]]] = {"pipeline": stack_latency.run, "cdc": cdc.run}
 """With real servers, which `cdc` always has."""
 
