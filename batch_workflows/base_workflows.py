@@ -82,7 +82,7 @@ def base_index(context: RunContext[BaseIndexParameters]) -> Counts:
     try:
         report = build_base_index(
             context.home, context.catalog, context.repo, context.log, options=options, engine=engine,
-            hooks=Hooks(context.progress, context.check, read), open_repo=getattr(context.opened, "open_repo", None),
+            hooks=Hooks(context.progress, context.check, read), open_repo=context.opened.open_repo,
         )  # fmt: skip
     except BaseRefused as refused:
         context.counts.update(refused.report)

@@ -92,7 +92,7 @@ class LocalEngine:
         except BrokenProcessPool as error:
             self.close()
             raise EngineFailed(
-                "a process of the pool was killed (by whom, or for want of memory, the kernel's log says); "
+                "a process of the pool was killed (for want of memory? the kernel's log says) or did not start; "
                 "nothing was published; run it again, if need be with fewer processes"
             ) from error
         finally:

@@ -76,6 +76,10 @@ class Opened(Protocol):
         """How far the WAL proxy is behind the Repo."""
 
     @property
+    def open_repo(self) -> Callable[[], Repo] | None:
+        """Opens the Repo in another process (it can be pickled); None: the home's embedded one."""
+
+    @property
     def log(self) -> Log:
         """Its message log."""
 

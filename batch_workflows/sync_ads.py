@@ -235,8 +235,7 @@ class AdsSync:
             for row, looked in confirmed.items():
                 part.found(f"{table.name}:{looked.kind}", row)
             if confirmed and self._sync.repair:
-                self._repair(table, list(confirmed))
-                part.repaired += len(confirmed)
+                part.repaired += self._repair(table, list(confirmed))
             part.in_flight += len(suspects) - len(again)
             suspects = {row: looked for row, looked in again.items() if row not in confirmed}
         part.in_flight += len(suspects)
@@ -261,8 +260,8 @@ class AdsSync:
                 differing[row] = looked
         return differing
 
-    def _repair(self, table: Table, rows: Sequence[str]) -> None:
-        """Have the entities sent again; a version that no message could exceed is taken back first."""
+    def _repair(self, table: Table, rows: Sequence[str]) -> int:
+        """Have the entities sent again, and return how many; a version that no message exceeds is taken back first."""
         number = newest_number(self._sync.ads_db, self._sync.catalog, self._sync.log)
         for row in rows:
             while True:
@@ -291,7 +290,7 @@ class AdsSync:
                 ]
             )
         keys = [source_key(table, row) for row in rows if row not in impossible]
-        request_rows(self._sync.ads_db, self._sync.catalog, self._sync.log, table, keys)
+        return len(impossible) + request_rows(self._sync.ads_db, self._sync.catalog, self._sync.log, table, keys)
 
 
 def _can_be_sent(table: Table, row: str) -> bool:

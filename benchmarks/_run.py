@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import cdc, pipeline, stack_latency, sync, transactions, vectors, walproxy
+from benchmarks import base_index, cdc, pipeline, stack_latency, sync, transactions, vectors, walproxy
 from benchmarks._exceptions import UnknownBenchmark
 
 BENCHMARKS: dict[str, Callable[[bool], dict[str, Any]]] = {
@@ -14,6 +14,7 @@ BENCHMARKS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "transactions": transactions.run,
     "walproxy": walproxy.run,
     "sync": sync.run,
+    "base-index": base_index.run,
     "vectors": vectors.run,
 }
 ON_THE_STACK: dict[str, Callable[[bool], dict[str, Any]]] = {

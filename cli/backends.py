@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from catalog import Catalog
 from cli.runtime import open_catalog, open_log, open_repo, process_file, repo_feed
@@ -44,6 +45,7 @@ def open_backends(
         repo_feed=repo_feed(home, catalog, repo, log),
         ads_db=open_ads_db(home, settings=settings),
         serving=HomeServing(home, catalog, log, server_only=server_only),
+        open_repo=partial(open_repo, home, catalog),
     )
 
 

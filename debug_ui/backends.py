@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from catalog import Catalog
@@ -27,3 +28,5 @@ class Backends:
     """The truth: what advertisers have set."""
     serving: SearchBackend
     """A running Manas server, or the local index read from base and deltas when none runs."""
+    open_repo: Callable[[], Repo] | None = None
+    """Opens the Repo in another process (it can be pickled); None: the home's embedded one."""

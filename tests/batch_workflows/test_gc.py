@@ -188,3 +188,23 @@ def test_declarations_are_checked(tmp_path: Path, line: str, says: str) -> None:
     edited = edited_catalog(tmp_path, (declared, table + f"    {line}\n"))
     with pytest.raises(InvalidCatalog, match=says):
         load_catalog(edited)
+
+
+def test_a_change_that_leaves_a_row_retired_wins_as_well(pipeline: Pipeline) -> None:
+    """An update in between that writes none of the cells that go is stored and stays; the row is for the next run."""
+    pipeline.sql("INSERT INTO images (id, url, status) VALUES ('lonely', 'https://img', 'REMOVED')")
+    work(pipeline)
+    repo = pipeline.backends.repo
+    commit_many = repo.commit_many
+
+    def race(transactions: list[object]) -> object:
+        repo.commit_many = commit_many  # type: ignore[method-assign]
+        pipeline.sql("UPDATE images SET height = 5 WHERE id = 'lonely'")
+        work(pipeline)
+        return commit_many(transactions)  # type: ignore[arg-type]
+
+    repo.commit_many = race  # type: ignore[method-assign,assignment]
+    found = collect(pipeline)
+    assert (found.rows, found.changed_meanwhile) == ({}, 1)
+    assert {"content:url", "content:height"} <= cells_of(pipeline, "image", "lonely")
+    assert collect(pipeline).rows == {"retired:image": 1}

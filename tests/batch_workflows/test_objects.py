@@ -125,9 +125,10 @@ def test_a_server_that_does_not_answer_for_a_while_is_waited_for(
         with file.open("wb") as handle:
             handle.truncate(MULTIPART)
         monkeypatch.setattr(objects_module, "SLOWEST_BYTES_PER_SECOND", 64 << 20)
-        for write in (lambda o: o.write("never", b"1"), lambda o: o.put(file, "never")):
-            with pytest.raises(ObjectsUnavailable, match="writing never: no answer for"):
-                write(Objects(address, patience_s=1.0))
+        with pytest.raises(ObjectsUnavailable, match="writing never: no answer for"):
+            Objects(address, patience_s=1.0).write("never", b"1")
+        with pytest.raises(ObjectsUnavailable, match="writing never: no answer for"):
+            Objects(address, patience_s=1.0).put(file, "never")
         waking = threading.Timer(2.0, os.kill, (server.pid, signal.SIGCONT))
         waking.start()
         Objects(address, patience_s=30.0).write("meanwhile", b"2")
