@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from compose import ServerInfo, ServerMissing, Stack
+from compose.process import is_free
 from tests.support import IN_CI, ROOT
 
 _UNDERTAKER = """
@@ -30,8 +31,8 @@ shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
 """Waits until the test process has ended, however it ended, and then kills its servers: nobody needs their data."""
 HBASE = ("hbase", "thrift", "thrift2", "omid")
-_with_hbase: list[Stack] = []
-"""The shared stack, once HBase has been asked for in it."""
+_with_hbase: list[tuple[Stack, list[int]]] = []
+"""The shared stack and its servers' ports, once HBase has been asked for in it."""
 QUICK = {
     "mysql": {"debug-no-sync": "", "innodb_flush_method": "nosync"},
     "mysql8": {"innodb_flush_method": "nosync"},
@@ -100,9 +101,9 @@ def hbase_server(shared_stack: Stack) -> ServerInfo:
 
     Use tables with a prefix of your own. `hbase_runs` sees to it that all of them run when a test begins.
     """
-    started = up_or_skip(shared_stack, HBASE)["hbase"]
-    _with_hbase.append(shared_stack)
-    return started
+    started = up_or_skip(shared_stack, HBASE)
+    _with_hbase.append((shared_stack, [server.port for server in started.values()]))
+    return started["hbase"]
 
 
 @pytest.fixture(autouse=True)
@@ -113,8 +114,15 @@ def hbase_runs(request: pytest.FixtureRequest) -> None:
     """
     asked = "hbase_server" in request.fixturenames
     chosen = getattr(request.node, "callspec", None)
-    if _with_hbase and (asked or (chosen is not None and chosen.params.get("backend") == "hbase")):
-        _with_hbase[0].up(HBASE)
+    if asked or (chosen is not None and chosen.params.get("backend") == "hbase"):
+        keep_hbase_up()
+
+
+def keep_hbase_up() -> None:
+    """Start those of the shared HBase's servers that have ended: all of them listen as long as they serve."""
+    for stack, ports in _with_hbase:
+        if any(is_free(port) for port in ports):  # a millisecond; to ask each server takes a tenth of a second
+            stack.up(HBASE)
 
 
 @pytest.fixture(scope="session")

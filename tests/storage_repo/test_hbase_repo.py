@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from repo_backends import ORIGIN, TABLES, FakeClock, HbaseBackend, empty_table
 
+from compose import ServerInfo, Stack
 from storage_repo import (
     Conflict,
     FalseConflict,
@@ -26,7 +27,7 @@ from storage_repo.hbase.connections import HbaseConnections
 from storage_repo.hbase.thrift2 import TColumnFamilyDescriptor, TGet, TTableName
 from storage_repo.omid import Aborted, CommitRequest, CommitUnknown, Outcome, TsoUnavailable
 from storage_repo.omid.layout import decode_timestamp, shadow_qualifier
-from tests.stack_support import ServerInfo
+from tests.stack_support import HBASE, keep_hbase_up
 
 X, Y = "control:x", "control:y"
 
@@ -353,3 +354,15 @@ def test_schema_is_checked_and_put_right(hbase_server: ServerInfo) -> None:
     assert list(map(str, apply_schema(url, schema))) == found
     assert check_schema(url, schema) == []
     connections.close()
+
+
+def test_a_shared_server_that_ended_is_started_for_the_next_test(hbase_server: ServerInfo, shared_stack: Stack) -> None:
+    """Only that one, on its port; this is what the fixture does before every test."""
+    before = shared_stack.status(HBASE)
+    shared_stack.kill("thrift2")
+    keep_hbase_up()
+    after = shared_stack.status(HBASE)
+    assert {name for name in HBASE if after[name].pid != before[name].pid} == {"thrift2"}
+    assert {(server.state, server.port) for server in after.values()} == {
+        ("ready", server.port) for server in before.values()
+    }

@@ -52,7 +52,7 @@ class Housekeeper:
         try:
             while not stop.wait(self._tick_s):
                 mine = self._is_mine()
-                self._metrics.gauge("collects", mine)
+                self._metrics.gauge("collects", int(mine))
                 if not mine:
                     continue
                 try:
