@@ -182,7 +182,10 @@ def test_folded_changes_hide_the_base_after_a_restart(
         _settle(first)
     index = first._index
     assert len(index.view.folds) == 2
-    for asked in (first, follow()):
+    first.close()
+    second = follow()
+    assert len(second._index.view.folds) == 2
+    for asked in (first, second):
         index = _settle(asked)
         assert index.search(BROWSE, 0)["total"] == 57
         assert sorted(ids(index.search({**BROWSE, "text": "v6"}, 0))) == list(range(2, 31))
