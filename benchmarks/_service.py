@@ -176,7 +176,7 @@ class Service:
             if died := self._supervisor.tend():
                 raise BenchmarkFailed(f"{', '.join(died)} died; see {self.home.logs}")
             try:
-                state = outstanding(self._backends, self._backends.serving.stats()["positions"])
+                state = outstanding(self._backends, self._backends.serving.stats()["positions"], certain=True)
             except ManasError as error:
                 raise BenchmarkFailed(f"serving is away: {error}") from error
             if watch.look(state):

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from cli.settings import Settings
+from catalog import load_catalog
+from cli.runtime import hbase_schema
+from cli.settings import EMBEDDED, Settings, stage_settings
+from cli.stages import hbase_proxy_arguments
 from cli.topics import wanted_topics
 from compose import Stack
 from messaging.home import Home
@@ -22,6 +25,8 @@ class Servers:
 
     ads_db: str
     log: str
+    repo: str = ""
+    """"": the embedded Repo."""
     pids: Mapping[str, int] = field(default_factory=dict)
 
     def cpu_s(self) -> dict[str, float]:
@@ -31,18 +36,34 @@ class Servers:
 
 
 @contextmanager
-def servers(directory: Path, given: Servers | None = None) -> Iterator[Servers]:
-    """Start MariaDB and Kafka below `directory`, unless they are given. Raises StackError."""
+def servers(directory: Path, given: Servers | None = None, *, hbase: bool = False) -> Iterator[Servers]:
+    """Start MariaDB and Kafka below `directory`, unless they are given; with `hbase` all that a Repo on it needs, too.
+
+    Raises StackError.
+    """
     if given is not None:
         yield given
         return
     # A server gives up a reader that takes nothing for a minute; those of `bench cdc` are held for longer.
     stack = Stack(directory / "stack", overrides={"mysql": {"net_write_timeout": "3600"}})
     try:
-        up = stack.up(["mysql", "kafka"])
-        yield Servers(up["mysql"].url, up["kafka"].url, {name: info.pid for name, info in up.items()})
+        up = stack.up(["mysql", "kafka", *(["hbase", "thrift", "thrift2", "omid"] if hbase else [])])
+        pids = {name: info.pid for name, info in up.items()}
+        yield Servers(up["mysql"].url, up["kafka"].url, stack.status(["hbase"])["hbase"].url if hbase else "", pids)
     finally:
         stack.down()
+
+
+def apply_tables(home: Home) -> None:
+    """Create tables and replication peer of the Repo that the settings name, where it is on HBase."""
+    from storage_repo.hbase import apply_schema
+    from storage_repo.hbase.wal import prepare_peer
+
+    url = Settings.load(home).repo
+    if url != EMBEDDED:
+        catalog = load_catalog()
+        apply_schema(url, hbase_schema(catalog))
+        prepare_peer(*hbase_proxy_arguments(home, catalog, stage_settings(home)))
 
 
 def apply_topics(home: Home) -> None:
