@@ -207,14 +207,14 @@ def test_verify_names_every_damaged_file_and_rollback_takes_only_whole_bases(bui
         "bytes": second.bytes, "documents": 30, "shards": 2, "seconds": 0,
     }  # fmt: skip
     shard = built.home.base / second.base_version / "shard-001"
-    flipped = bytearray((shard / "documents.blob").read_bytes())
+    flipped = bytearray((shard / "forward.body.blob").read_bytes())
     flipped[5] ^= 1
-    (shard / "documents.blob").write_bytes(flipped)
+    (shard / "forward.body.blob").write_bytes(flipped)
     (shard / "versions").write_bytes((shard / "versions").read_bytes()[:-1])
     (shard / "terms.blob").unlink()
     with pytest.raises(ObjectDamaged) as damaged:
         built.store.verify()
-    for said in ("shard-001/documents.blob: checksum differs", "shard-001/versions: has ", "terms.blob: is missing"):
+    for said in ("shard-001/forward.body.blob: checksum differs", "shard-001/versions: has ", "terms.blob: is missing"):
         assert said in str(damaged.value)
     assert "shard-000" not in str(damaged.value)
     assert built.store.rollback() == first.base_version == current_base(built.home.base)

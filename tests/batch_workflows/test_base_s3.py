@@ -92,7 +92,7 @@ def test_what_a_killed_build_left_is_removed_by_the_next(built: Built, s3: Addre
     """Files without a manifest, the spool, and parts of an unfinished upload; bases and foreign objects stay."""
     first = built.build(engine=InlineEngine(), address=str(s3))
     objects, store = Objects(s3), BaseStore(Objects(s3))
-    objects.write("20260101T000000.000000Z-1/shard-000/documents.blob", b"half")
+    objects.write("20260101T000000.000000Z-1/shard-000/forward.body.blob", b"half")
     objects.write(".building-20260101T000000.000000Z-1-spool/000000-000", b"documents")
     bucket, _, prefix = s3.path.partition("/")
     objects._fs.call_s3("create_multipart_upload", Bucket=bucket, Key=f"{prefix}/20260101T000000.000000Z-1/x")
@@ -166,7 +166,7 @@ def test_a_server_follows_the_address_and_survives_its_absence(
     """The stage copies each new base; with S3 killed it counts failures, and the home keeps the base that it has."""
     monkeypatch.setattr(base_mirror, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr("batch_workflows.objects.PATIENCE_SECONDS", 1.0)
-    monkeypatch.setattr(Objects.__init__, "__kwdefaults__", {"patience_s": 1.0})
+    monkeypatch.setattr(Objects.__init__, "__kwdefaults__", {"patience_s": 5.0})
     server: ServerInfo = up_or_skip(own_stack, ["s3"])["s3"]
     address = new_bucket(server)
     remember_address(built.home, str(address))

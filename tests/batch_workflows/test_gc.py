@@ -198,6 +198,8 @@ def test_a_change_that_leaves_a_row_retired_wins_as_well(pipeline: Pipeline) -> 
     commit_many = repo.commit_many
 
     def race(transactions: list[object]) -> object:
+        if not transactions:  # of a page in which nothing goes
+            return commit_many([])
         repo.commit_many = commit_many  # type: ignore[method-assign]
         pipeline.sql("UPDATE images SET height = 5 WHERE id = 'lonely'")
         work(pipeline)

@@ -82,7 +82,7 @@ def test_s3_goes_away_in_the_middle(
 ) -> None:
     """A server that cannot be reached fails the run after a while, with its address and what to do; the day is not
     there; when the server is back, a resume writes the rest only."""
-    monkeypatch.setattr(Objects.__init__, "__kwdefaults__", {"patience_s": 1.0})
+    monkeypatch.setattr(Objects.__init__, "__kwdefaults__", {"patience_s": 5.0})
     there = urlsplit(s3_server.url)
     assert there.port is not None
     line = Line(there.port)

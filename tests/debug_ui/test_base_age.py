@@ -37,6 +37,7 @@ def put_base_in_service(base_dir: Path, positions: dict[int, int]) -> None:
         fields={},
         files={},
         postings={},
+        postings_by_field={},
         created_at="2026-01-01T00:00:00+00:00",
     )
     (base_dir / "one").mkdir(parents=True)

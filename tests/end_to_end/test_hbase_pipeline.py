@@ -137,7 +137,8 @@ def test_documents_are_byte_equal_when_everything_has_been_killed(
             time.sleep(0.2 * step)  # the schedule of the killer, not a wait for something to happen
             kill(installation, victim)
     report = until_idle(installation.home)
-    assert report["dropped"] == {}
+    # What was published just before a kill may be published again: serving counts it, and it changes nothing.
+    assert {reason for reason in report["dropped"] if not reason.startswith("duplicate_")} == set()
     assert report["dead_lettered"] == {}
     assert_same(installation, embedded)
 

@@ -328,6 +328,12 @@ def test_settled_records_are_trimmed(store: Store, home: Home, log: Log, monkeyp
     monkeypatch.setattr(_resolver, "_TRIM_S", 0.1)
     notified = Notified(log)
     with ProxyThread(store, home, log):
+        late = store.begin()
+        late.put("ad", "late", STATUS)
+        late.write()
+        wait_until(lambda: sum(log.end_offsets(PENDING).values()) == 1)  # its edits come without its shadow cells
+        assert late.commit() is not None
+        late.shadow()
         for number in range(20):
             store.commit(("ad", str(number), STATUS))
         notified.wait_for(store.recount())
