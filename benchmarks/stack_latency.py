@@ -84,10 +84,11 @@ def _case(report: Report, sizes: Sizes, directory: Path, given: Servers | None, 
     try:
         with servers(directory, given, hbase=whole) as at, StackService(directory, at) as service:
             service.fill(ads)
-            run = _measure(service, at, rate, sizes.warm_up_s, sizes.steady_s)
+            planner = service.planner()
+            run = _measure(service, at, planner, rate, sizes.warm_up_s, sizes.steady_s)
             _report(report, case, run, WHOLE_P99_AIM_MS if whole else P99_AIM_MS)
             if whole:
-                _rise(report, service, at, sizes, run, on)
+                _rise(report, service, at, planner, sizes, run, on)
     except ServerMissing as error:
         for label, _ in _QUANTILES:
             report.add(case, f"{label} ms from commit to answerable", None)
@@ -163,8 +164,10 @@ class Run:
         return f"all together {sum(cores.values()):.2f} cores, most of it {busiest} ({cores[busiest]:.2f}){wait}"
 
 
-def _measure(service: StackService, at: Servers, rate: float, warm_up_s: float, steady_s: float) -> Run:
-    updates = service.planner().steady(rate, warm_up_s + steady_s)
+def _measure(
+    service: StackService, at: Servers, planner: Planner, rate: float, warm_up_s: float, steady_s: float
+) -> Run:
+    updates = planner.steady(rate, warm_up_s + steady_s)
     before, servers_before = service.usage(settled=True), at.cpu_s()
     with service.follow() as follower:
         with service.writing(updates) as commits:
@@ -199,7 +202,9 @@ def _report(report: Report, case: str, run: Run, aim_ms: float) -> None:
     report.note(text)
 
 
-def _rise(report: Report, service: StackService, at: Servers, sizes: Sizes, run: Run, on: str) -> None:
+def _rise(
+    report: Report, service: StackService, at: Servers, planner: Planner, sizes: Sizes, run: Run, on: str
+) -> None:
     """Raise the rate until p99 misses the aim; report the highest rate that held, and what was short then."""
     held: float | None = None
     rate = sizes.whole_rate
@@ -211,7 +216,7 @@ def _rise(report: Report, service: StackService, at: Servers, sizes: Sizes, run:
         if following is None:
             break
         rate = following
-        run = _measure(service, at, rate, sizes.warm_up_s, sizes.rising_s)
+        run = _measure(service, at, planner, rate, sizes.warm_up_s, sizes.rising_s)
         report.add(f"{sizes.whole_ads:,} ads, {rate:.0f} updates/s, {on}", "p99 ms from commit to answerable",
                    run.latencies.quantile(0.99))  # fmt: skip
     report.add(f"{sizes.whole_ads:,} ads, {on}", "highest updates/s tried with p99 within the aim", held)

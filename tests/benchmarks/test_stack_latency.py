@@ -72,7 +72,7 @@ def test_latency_and_costs_are_reported(result: dict[str, Any]) -> None:
 def test_every_update_was_measured(result: dict[str, Any]) -> None:
     """No update of the steady phase is left out: measured, or counted as run together with an earlier one."""
     (note,) = (note for note in result["notes"] if "updates measured" in note)
-    words = note.split()
+    words = note.rpartition(": ")[2].split()
     together = int(words[words.index("more") - 1]) if "more" in words else 0
     assert int(words[0]) + together == TINY.rate * TINY.steady_s
 
