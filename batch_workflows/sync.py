@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, Literal
 
 import structlog
@@ -73,15 +74,14 @@ def steps(sync: Sync, parameters: SyncParameters, documents: DocumentSync) -> It
     for part in (name for name in ORDER if name in parameters.parts):
         if part == "ads_db":
             for table in tables:
-                yield f"ads_db:{table.name}", lambda table=table: ads.run(table)  # type: ignore[misc]
+                yield f"ads_db:{table.name}", partial(ads.run, table)
         elif part == "index":
             for reference in sync.catalog.references():
                 if reference.table in {table.name for table in tables}:
-                    index = IndexSync(sync)
-                    yield f"index:{reference.index_table}", lambda r=reference, i=index: i.run(r)  # type: ignore[misc]
+                    yield f"index:{reference.index_table}", partial(IndexSync(sync).run, reference)
         elif part == "documents":
             for root in documents.roots:
-                yield f"documents:{root}", lambda root=root: documents.run(root)  # type: ignore[misc]
+                yield f"documents:{root}", partial(documents.run, root)
         else:
             yield "served", ServedSync(sync).run
 

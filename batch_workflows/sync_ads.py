@@ -277,9 +277,8 @@ class AdsSync:
                 except (Conflict, SnapshotTooOld):
                     continue  # an update came in between: it has a version of its own
         impossible = [row for row in rows if not _can_be_sent(table, row)]
-        if (
-            impossible
-        ):  # the Gateway would refuse them: what it would send if it could goes straight to the Updater's code
+        if impossible:
+            # The Gateway would refuse them: what it would send if it could goes straight to the Updater's code.
             header = new_header(LaneName.LOW, now_us())
             self._updater.apply(
                 [
