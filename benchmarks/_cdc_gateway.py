@@ -12,9 +12,10 @@ import threading
 from pathlib import Path
 
 from benchmarks._cdc_rows import HELD_S
+from cli.logs import configure_logging
 from cli.runtime import open_catalog, open_log
 from cli.settings import stage_settings
-from cli.worker import configure_logging, settle_memory
+from cli.worker import settle_memory
 from gateway import _binlog_reader
 from gateway.stage import run
 from messaging.home import Home

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from benchmarks._walproxy_load import PEER_ID, TABLE, catalog_of, columns_of, schema_of
-from cli.worker import configure_logging
+from cli.logs import configure_logging
 from messaging.home import Home
 from messaging.kafka import open_kafka_log
 from messaging.metrics import StageMetrics

@@ -269,13 +269,16 @@ def _console() -> Any:
 
 def main() -> None:
     """Run the command line; turn known errors into one sentence on standard error."""
-    from cli.errors import known_errors
-    from cli.worker import configure_logging
+    from cli.logs import configure_logging
 
     configure_logging("warning")
     try:
         app(prog_name="adsindex")
-    except known_errors() as error:
+    except Exception as error:
+        from cli.errors import known_errors  # of every package: a second of imports that a command without error saves
+
+        if not isinstance(error, known_errors()):
+            raise
         sys.stderr.write(f"adsindex: {error}\n")
         raise SystemExit(1) from error
 

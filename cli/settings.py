@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from messaging import LogError
 from messaging.home import Home
 from messaging.kafka_settings import KafkaSettings
-from storage_repo.hbase.address import HbaseAddress
 
 EMBEDDED = "embedded"
 """The backend inside the home itself; the default of every part."""
@@ -87,6 +86,8 @@ class Settings(BaseModel):
     @classmethod
     def _check_repo(cls, value: str) -> str:
         if value != EMBEDDED:
+            from storage_repo.hbase.address import HbaseAddress  # its package imports Thrift's libraries
+
             HbaseAddress.parse(value)
         return value
 

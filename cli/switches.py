@@ -14,7 +14,6 @@ from typing import Annotated
 
 import typer
 
-from cli.backends import open_ads_db
 from cli.runtime import CommandError, open_catalog, open_log
 from cli.show import table_of
 from messaging.home import Home
@@ -116,6 +115,7 @@ def snapshot(home: _HomeOption = None, as_json: _JsonOption = False) -> None:
     after a week, the embedded one all but 10,000 per partition); after a `resync` it has them all. Changes that are
     still on their way count as differences: run it while writes rest, or again.
     """
+    from cli.backends import open_ads_db
     from gateway.mysql_ads_db import MysqlAdsDb
     from gateway.snapshot_proof import prove, published_state
 

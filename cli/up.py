@@ -21,11 +21,11 @@ from batch_workflows.runs import RunStore
 from batch_workflows.scheduler import to_resume
 from cli.backends import close_backends, open_backends
 from cli.idle import IdleWatch, Outstanding, deferred_rows, held_sentence, outstanding
+from cli.logs import configure_logging
 from cli.runtime import CommandError, freeze_catalog, hbase_schema, process_file, remember_catalog
 from cli.settings import EMBEDDED, Settings, check_choice, choose, remember, stage_settings
 from cli.stages import hbase_proxy_arguments
 from cli.supervisor import Managed, Supervisor, plan
-from cli.worker import configure_logging
 from debug_ui.backends import Backends
 from gateway import AdsDbUnavailable
 from gateway.streams import ensure_stream_topics, streams_of

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import logging
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -15,6 +13,7 @@ from types import FrameType
 import psutil
 import structlog
 
+from cli.logs import configure_logging
 from cli.runtime import RunCatalog, code_version, die_with_parent, open_catalog, open_log, process_file
 from cli.settings import stage_settings
 from cli.stages import STAGES
@@ -25,22 +24,6 @@ from messaging.stage import StageContext
 _GC_THRESHOLD = 50_000
 """New objects between two looks for cycles. A batch makes some ten thousand objects that live as long as the batch and
 form no cycles; Python's default of 700 spends a sixth of the processor on looking through them again and again."""
-
-
-def configure_logging(level: str = "info") -> None:
-    """Write one JSON object per line to standard error, which the supervisor sends to the stage's log file."""
-    logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # who uses it logs what a lost connection means
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
 
 
 def settle_memory() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import structlog
 
 from cli.errors import known_errors
+from cli.logs import configure_logging
 from cli.runtime import die_with_parent
-from cli.worker import configure_logging
 from cli.workflow_runs import run_workflow
 from messaging.home import Home
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from cli.backends import backends
 from cli.runtime import ROOT, CommandError, code_version, process_file
 from cli.supervisor import Supervisor
 from messaging.home import Home
@@ -60,6 +59,8 @@ def run_workflow(
     )  # fmt: skip
     stop = Stop()
     at_rest = Supervisor(home, []) if workflow.needs_rest else nullcontext()  # holds the home's lock: no stage may run
+    from cli.backends import backends
+
     with at_rest, backends(home) as opened, _signals(stop), _progress() as progress:
         if queued:
             request = next((r for r in _queue(opened.repo) if r.workflow == name), request)
@@ -92,6 +93,7 @@ def detach_workflow(
     from batch_workflows.control import WorkflowControl
     from batch_workflows.rpc import parse_policy
     from batch_workflows.runs import RunRequest
+    from cli.backends import backends
 
     with backends(home) as opened:
         WorkflowControl(opened.repo).request(

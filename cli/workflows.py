@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.backends import backends
 from cli.runtime import CommandError
 from cli.show import table_of
 from cli.workflow_runs import detach_workflow, flags, parse_sets, run_workflow, whoami
@@ -89,6 +88,8 @@ def workflow_list(
 
     if name:
         find_workflow(name)
+    from cli.backends import backends
+
     with backends(Home.open(home)) as opened:
         control = WorkflowControl(opened.repo)
         if name or runs:
@@ -129,6 +130,7 @@ def workflow_show(
 ) -> None:
     """Show a run: parameters, progress, counts, failures by reason with examples, who started it."""
     from batch_workflows.control import WorkflowControl
+    from cli.backends import backends
 
     with backends(Home.open(home)) as opened:
         record = WorkflowControl(opened.repo).find(run)
@@ -170,6 +172,7 @@ def workflow_cancel(
 ) -> None:
     """Ask a run to end, wherever it runs: it does after its present unit of work, and can be resumed."""
     from batch_workflows.control import WorkflowControl
+    from cli.backends import backends
 
     with backends(Home.open(home)) as opened:
         record = WorkflowControl(opened.repo).cancel(run, whoami(), why)
@@ -195,6 +198,7 @@ def workflow_schedule(
     """Have a workflow run by itself while the service is up; what was missed meanwhile is one run."""
     from batch_workflows.control import WorkflowControl
     from batch_workflows.rpc import parse_policy
+    from cli.backends import backends
 
     with backends(Home.open(home)) as opened:
         control = WorkflowControl(opened.repo)

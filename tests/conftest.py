@@ -51,3 +51,25 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test touches the user's own home by accident."""
     monkeypatch.setenv("ADSINDEX_HOME", str(tmp_path / "default-home"))
     os.environ.pop("ADSINDEX_CATALOG", None)
+
+
+LONGEST = (
+    "tests/end_to_end/test_hbase_pipeline.py",
+    "tests/cli/test_commands.py",
+    "tests/cli/test_catalogue_and_schema.py",
+    "tests/storage_repo/",
+    "tests/end_to_end/",
+    "tests/stack/",
+    "tests/gateway/",
+    "tests/benchmarks/",
+)
+"""Files (and folders of such) that take minutes: begun first, so that none of them runs alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the order within a file stays."""
+
+    def rank(item: pytest.Item) -> int:
+        return next((place for place, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
+
+    items.sort(key=rank)

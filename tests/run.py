@@ -23,7 +23,7 @@ def main() -> int:
     arguments = sys.argv[1:]
     python = sys.executable
     workers = str(min(4, max(2, os.cpu_count() or 2)))
-    pytest = [python, "-m", "pytest", *(arguments or ["-n", workers, "--dist", "loadfile", "--durations=15"])]
+    pytest = [python, "-m", "pytest", *(arguments or ["-n", workers, "--dist", "loadfile", "--no-loadscope-reorder", "--durations=15"])]
     checks = [pytest]
     if not arguments:
         checks = [
