@@ -8,15 +8,16 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from catalog import Catalog
+from gateway._binlog_plain import PlainTransactions
 from gateway._binlog_stream import SILENT_SECONDS, BinlogStream
 from gateway._binlog_transactions import PIECE, Piece, Transactions
 from gateway._exceptions import AdsDbUnavailable, BinlogFormat, GatewayError
 from gateway._mysql import Address
+from gateway._mysql_packets import PacketCutter
 from gateway._mysql_server import Server
-from gateway.binlog_events import Event
 from gateway.binlog_position import BinlogPosition
 
 MAX_BUFFERED = 20_000
@@ -37,6 +38,7 @@ class BinlogReader:
             catalog, address.database, after, server.flavour, case_blind=server.case_blind
         )
         self._stream = BinlogStream(address, server, after, random.randrange(*_READER_IDS))
+        self._plain = PlainTransactions(self._transactions, self._stream.decoder)
         self._changed = threading.Condition()
         self._pieces: deque[Piece] = deque()
         self._failure: GatewayError | None = None
@@ -90,8 +92,8 @@ class BinlogReader:
 
     def _run(self) -> None:
         try:
-            for events in self._stream.batches():
-                self._add(events)
+            for packets in self._stream.received():
+                self._add(packets)
                 if self._closed:
                     return
         except GatewayError as error:
@@ -111,11 +113,14 @@ class BinlogReader:
         failure.__cause__ = cause
         return failure
 
-    def _add(self, events: Iterable[Event]) -> None:
-        """Hand on what a batch of events makes: together, but never more than PIECE changes and one piece more."""
+    def _add(self, packets: PacketCutter) -> None:
+        """Hand on what has come: together, but never more than PIECE changes and one piece more."""
         ready, changes = list[Piece](), 0
         try:
-            for event in events:
+            while not self._plain.read(packets, ready):
+                event = self._stream.next_of(packets)
+                if event is None:
+                    return
                 for piece in self._transactions.add(event):
                     ready.append(piece)
                     changes += len(piece.changes)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pymysqlreplication.constants import FIELD_TYPE
 
+from catalog.keys import join_key
 from gateway._binlog_values import (
     BLOB_COMPRESSED,
     VARCHAR_COMPRESSED,
@@ -138,30 +139,32 @@ class TableMap:
 
 
 class KeyScan:
-    """Finds some columns' values in rows and steps over all the others without decoding them."""
+    """Finds the keys that some columns make in rows, and steps over all the others without decoding them."""
 
     def __init__(self, columns: Sequence[ColumnType], wanted: Sequence[int]) -> None:
         """Find the columns at the positions `wanted`, in that order."""
         self._columns, self._wanted = columns, list(wanted)
         self._null_bytes = (len(columns) + 7) // 8
-        self._columns_mask = (1 << len(columns)) - 1
+        unused = (1 << 8 * self._null_bytes) - (1 << len(columns))
+        self._none_null = frozenset(bits.to_bytes(self._null_bytes, "little") for bits in (0, unused))
         """MySQL sets the unused last bits of a row's bitmap of nulls."""
+        self._order = None if len(wanted) == 1 else [sorted(wanted).index(i) for i in wanted]
+        """Places of the wanted values among those found, which come in the columns' order."""
         self._readers = {i: columns[i].reader() for i in wanted}
         self._steps = self._plan()
 
-    def rows(self, data: bytes, at: int) -> Iterator[tuple[Any, ...]]:
-        """Yield the wanted values of every row image from an offset on; all columns are present."""
-        end, null_bytes, steps, wanted = len(data), self._null_bytes, self._steps, self._wanted
-        single = len(wanted) == 1
+    def keys(self, data: bytes, at: int, end: int) -> list[object]:
+        """Return the key (`catalog.keys.join_key`) of every row image between two offsets; all columns are present."""
+        keys: list[object] = []
+        null_bytes, none_null, steps, order = self._null_bytes, self._none_null, self._steps, self._order
         while at < end:
-            nulls = int.from_bytes(data[at : at + null_bytes], "little") & self._columns_mask
+            nulls = data[at : at + null_bytes]
             at += null_bytes
-            if nulls:
+            if nulls not in none_null:
                 values, at = self._slow(data, at, nulls)
-                yield values
+                keys.append(join_key(values))
                 continue
             found: list[Any] = []
-            places: list[int] = []
             for kind, argument, reader in steps:
                 if kind == 0:
                     at += argument
@@ -174,18 +177,15 @@ class KeyScan:
                 else:
                     value, at = reader(data, at)
                     found.append(value)
-                    places.append(argument)
-            if single:
-                yield (found[0],)
-            else:
-                yield tuple(found[places.index(i)] for i in wanted)
+            keys.append(found[0] if order is None else join_key([found[i] for i in order]))
         if at != end:
             raise BinlogFormat(f"a row event ends {at - end} bytes too early for its table; upgrade adsindex")
+        return keys
 
-    def _slow(self, data: bytes, at: int, nulls: int) -> tuple[tuple[Any, ...], int]:
+    def _slow(self, data: bytes, at: int, nulls: bytes) -> tuple[tuple[Any, ...], int]:
         found: dict[int, Any] = {}
         for i, column in enumerate(self._columns):
-            if nulls >> i & 1:
+            if nulls[i >> 3] >> (i & 7) & 1:
                 continue
             if i in self._readers:
                 found[i], at = self._readers[i](data, at)

@@ -69,52 +69,55 @@ class BinlogStream:
         with _mysql.translated(self._name):
             self._reader._BinLogStreamReader__connect_to_stream()
         self._connection: Any = self._reader._stream_connection
-        self._events = EventReader(checksum=bool(self._reader._BinLogStreamReader__use_checksum))
+        self.decoder = EventReader(checksum=bool(self._reader._BinLogStreamReader__use_checksum))
         self.heard_at = time.monotonic()
         self._closed = False
 
     def events(self) -> Iterator[Event]:
         """Yield events as they come, for ever. Raises AdsDbUnavailable, PositionLost, BinlogFormat."""
-        for batch in self.batches():
-            yield from batch
+        for packets in self.received():
+            while (event := self.next_of(packets)) is not None:
+                yield event
 
-    def batches(self) -> Iterator[Iterator[Event]]:
-        """Yield what each look at the connection brings, decoded as it is iterated: raises as `events` does.
+    def received(self) -> Iterator[PacketCutter]:
+        """Yield the same packets each time that more bytes have come, for ever. Raises AdsDbUnavailable.
 
-        Every batch is to be used up before the next one is asked for.
+        Take what is whole, by `next_of` or in place, before more is asked for.
         """
         self._connection._sock.settimeout(self._connection._read_timeout)
-        cutter = PacketCutter(self._connection._next_seq_id)
+        packets = PacketCutter(self._connection._next_seq_id)
         while True:
             try:
-                packets = self._receive(cutter)
+                some = self._connection._rfile.read1(_READ_BYTES)
+                if not some:
+                    raise OSError("the server closed the connection")
             except (OSError, ValueError, AttributeError) as error:  # closed under the read by `close`
-                if not self._closed:
-                    raise AdsDbUnavailable(f"ads DB {self._name}: reading the binlog failed: {error}") from error
-                raise AdsDbUnavailable(f"ads DB {self._name}: the binlog reader was closed") from error
+                raise self._broken(error) from error
+            packets.add(some)
             self.heard_at = time.monotonic()
-            yield self._decoded(packets)
+            yield packets
 
-    def _decoded(self, packets: list[bytes]) -> Iterator[Event]:
-        decode = self._events.read
-        for data in packets:
-            if data[0] == _ERROR:
-                try:
-                    MysqlPacket(data, "utf8mb4").raise_for_error()
-                except pymysql.MySQLError as error:
-                    raise failure_of(self._name, error) from error
-            if data[0] == 0xFE and len(data) < 9:
-                raise AdsDbUnavailable(f"ads DB {self._name}: the server ended the binlog stream; it is asked again")
-            yield decode(data, 1)
+    def next_of(self, packets: PacketCutter) -> Event | None:
+        """Return the next event; None when none is whole. Raises AdsDbUnavailable, PositionLost, BinlogFormat."""
+        try:
+            data = packets.next()
+        except OSError as error:
+            raise self._broken(error) from error
+        if data is None:
+            return None
+        if data[0] == _ERROR:
+            try:
+                MysqlPacket(data, "utf8mb4").raise_for_error()
+            except pymysql.MySQLError as error:
+                raise failure_of(self._name, error) from error
+        if data[0] == 0xFE and len(data) < 9:
+            raise AdsDbUnavailable(f"ads DB {self._name}: the server ended the binlog stream; it is asked again")
+        return self.decoder.read(data, 1)
 
-    def _receive(self, cutter: PacketCutter) -> list[bytes]:
-        """Return the payloads of the packets that have come, waiting for the first one. Raises OSError."""
-        while True:
-            some = self._connection._rfile.read1(_READ_BYTES)
-            if not some:
-                raise OSError("the server closed the connection")
-            if packets := cutter.cut(some):
-                return packets
+    def _broken(self, error: Exception) -> AdsDbUnavailable:
+        if self._closed:
+            return AdsDbUnavailable(f"ads DB {self._name}: the binlog reader was closed")
+        return AdsDbUnavailable(f"ads DB {self._name}: reading the binlog failed: {error}")
 
     def close(self) -> None:
         """End the connection, and with it a read that waits in another thread; safe to call twice."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from catalog import Catalog
-from catalog.keys import join_key, key_columns
+from catalog.keys import key_columns
 from gateway import binlog_events as ev
 from gateway._binlog_rows import ROWS, STATEMENT_END, TABLE_MAP, RowsEvent, TableMap, table_of
 from gateway._exceptions import BinlogFormat
@@ -41,15 +41,16 @@ _DDL = re.compile(r"\s*(/\*.*?\*/\s*)*(ALTER|CREATE|DROP|RENAME|TRUNCATE)\b", re
 
 
 class Piece(msgspec.Struct):
-    """A transaction, or a part of a large one. `end` is set on the last part: the position after the transaction.
+    """A transaction, or a part of a large one, or several plain ones (`_binlog_plain`).
 
+    `changes` are ads DB tables, keys, and when each was committed, in microseconds. `end` is the position after the
+    last transaction; a part that is not the last one of its transaction has none.
     `read_at` is a position that the database must have reached before the rows are read. `rewritten` are mapped tables
     of which rows changed without row events, `altered` ones of which a mapped column may have got other values; `ddl`
     says that the schema may have changed.
     """
 
-    changes: list[tuple[str, object]]
-    at_us: int
+    changes: list[tuple[str, object, int]]
     read_at: BinlogPosition
     end: BinlogPosition | None
     ddl: bool = False
@@ -64,7 +65,7 @@ class Transactions:
         self, catalog: Catalog, schema: str, start: BinlogPosition, flavour: str, *, case_blind: bool = False
     ) -> None:
         """Follow the catalogue's tables of one schema from a position on."""
-        self._schema, self._flavour, self._case_blind = schema, flavour, case_blind
+        self._schema, self.flavour, self._case_blind = schema, flavour, case_blind
         self._tables = {
             self._folded(name): (name, table.name, key_columns(key))
             for name, (table, key) in catalog.source_tables().items()
@@ -81,13 +82,30 @@ class Transactions:
         self._prepared: dict[str, tuple[list[tuple[str, object]], dict[str, str]]] = {}
         self._begin("", 0)
 
+    @property
+    def prepared(self) -> bool:
+        """Whether there are XA transactions of which it is not known whether they will be committed."""
+        return bool(self._prepared)
+
+    def target(self, table: TableMap) -> tuple[str, str, Sequence[str]] | None:
+        """Return the ads DB's table, its entity's table and its key columns; None if its rows are nobody's."""
+        return self._tables.get(self._folded(table.table)) if table.schema == self._schema else None
+
+    def passed(self, changes: list[tuple[str, object, int]], end: int, gtids: Sequence[str]) -> Piece:
+        """Return the piece of whole transactions that end at an offset of the file and were not given to `add`."""
+        known = self.position
+        for gtid in gtids if self._by_gtid else ():
+            known = known.after(self._file, end, gtid, self.flavour)
+        self.position = known.after(self._file, end, "", self.flavour)
+        return Piece(changes, BinlogPosition(self._file, end, gtids[-1], known.server), self.position)
+
     def add(self, event: Event) -> Sequence[Piece]:
         """Take the next event; return the pieces that are ready. Raises BinlogFormat."""
         kind = event.kind
         if kind in ROWS:
             return self._rows(event)
         if kind == TABLE_MAP:
-            self._maps[int.from_bytes(event.body[:6], "little")] = table_of(event.body[6:], self._flavour)
+            self._maps[int.from_bytes(event.body[:6], "little")] = table_of(event.body[6:], self.flavour)
         elif kind == ev.XID:
             return (self._end(event),)
         elif kind == ev.MARIADB_GTID:
@@ -136,20 +154,16 @@ class Transactions:
         table = self._maps.get(rows.table_id)
         if rows.flags & STATEMENT_END:
             self._maps.clear()
-        if table is None or table.schema != self._schema:
-            return ()
-        found = self._tables.get(self._folded(table.table))
-        return () if found is None else self._keys(event, rows, table, *found)
+        found = None if table is None else self.target(table)
+        return () if table is None or found is None else self._keys(event, rows, table, *found)
 
     def _partial(self, event: Event) -> None:
         """Take rows whose JSON a session logs in pieces: their table is sent again. Its head is that of a row event."""
         table = self._maps.get(int.from_bytes(event.body[:6], "little"))
         if event.body[6] & STATEMENT_END:
             self._maps.clear()
-        if table is not None and table.schema == self._schema:
-            found = self._tables.get(self._folded(table.table))
-            if found is not None:
-                self._rewritten[found[0]] = "the session's binlog_row_value_options is PARTIAL_JSON"
+        if table is not None and (found := self.target(table)) is not None:
+            self._rewritten[found[0]] = "the session's binlog_row_value_options is PARTIAL_JSON"
 
     def _keys(
         self, event: Event, rows: RowsEvent, table: TableMap, source_table: str, entity: str, key: Sequence[str]
@@ -171,8 +185,7 @@ class Transactions:
             )
         seen, changes, full = self._seen, self._changes, list[Piece]()
         # An update gives its row's key before and after: the same one, unless the key itself was changed.
-        for values in scan.rows(rows.data, rows.start):
-            whole = values[0] if len(values) == 1 else join_key(values)
+        for whole in scan.keys(rows.data, rows.start, len(rows.data)):
             mark = (entity, str(whole))
             if mark in seen:
                 continue
@@ -231,7 +244,7 @@ class Transactions:
         return self._end(event)
 
     def _end(self, event: Event) -> Piece:
-        self.position = self.position.after(self._file, event.end, self._gtid if self._by_gtid else "", self._flavour)
+        self.position = self.position.after(self._file, event.end, self._gtid if self._by_gtid else "", self.flavour)
         # While an XA transaction is prepared its rows come again after a restart: nothing later may be stored.
         piece = self._piece(event, None if self._prepared else self.position)
         self._begin("", 0)
@@ -239,7 +252,9 @@ class Transactions:
 
     def _piece(self, event: Event, end: BinlogPosition | None) -> Piece:
         read_at = BinlogPosition(self._file, event.end, self._gtid, self.position.server)
-        piece = Piece(self._changes, self._time(event), read_at, end, self._ddl, self._rewritten, self._altered)
+        at_us = self._time(event)
+        changes = [(table, key, at_us) for table, key in self._changes]
+        piece = Piece(changes, read_at, end, self._ddl, self._rewritten, self._altered)
         self._changes, self._rewritten, self._altered = [], {}, set()
         return piece
 

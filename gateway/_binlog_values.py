@@ -90,6 +90,13 @@ class ColumnType:
         if self.length_size:
             return self._length_prefixed()
         size = self.width
+        if self.type in _INTEGERS and size in _WHOLE:
+            unpack = struct.Struct(_WHOLE[size].upper() if self.unsigned else _WHOLE[size]).unpack_from
+
+            def whole(data: bytes, at: int) -> tuple[Any, int]:
+                return unpack(data, at)[0], at + size
+
+            return whole
         convert = self._convert()
 
         def fixed(data: bytes, at: int) -> tuple[Any, int]:
@@ -270,6 +277,8 @@ def _json(raw: bytes) -> Any:
 
 
 _INTEGERS = {FIELD_TYPE.TINY: 1, FIELD_TYPE.SHORT: 2, FIELD_TYPE.INT24: 3, FIELD_TYPE.LONG: 4, FIELD_TYPE.LONGLONG: 8}
+_WHOLE = {1: "<b", 2: "<h", 4: "<i", 8: "<q"}
+"""Bytes of an integer -> its form in a struct; a capital letter is unsigned."""
 _READERS: dict[int, Callable[[bytes], Any]] = {
     FIELD_TYPE.FLOAT: _float,
     FIELD_TYPE.DOUBLE: lambda raw: struct.unpack("<d", raw)[0],

@@ -18,6 +18,7 @@ from catalog import Catalog
 from catalog.keys import join_key, key_columns, split_key
 from gateway import _mysql
 from gateway._exceptions import AdsDbUnavailable
+from gateway._mysql_results import rows_of
 from gateway._mysql_schema import check_schema
 from gateway._mysql_server import MARIADB, Server, describe_server
 from gateway.binlog_position import BinlogPosition
@@ -124,7 +125,10 @@ class MysqlRowSource:
         suffix = " LOCK IN SHARE MODE" if self._locking else ""
         for start in range(0, len(query.keys), _IN_LIST):
             some = query.keys[start : start + _IN_LIST]
-            if len(keys) == 1:
+            bound: list[object] | None
+            if all(type(key) is int for key in some) and len(keys) == 1:
+                where, bound = f"{_mysql.quoted(keys[0])} IN ({', '.join(map(str, some))})", None
+            elif len(keys) == 1:
                 where, bound = f"{_mysql.quoted(keys[0])} IN ({', '.join(['%s'] * len(some))})", list[object](some)
             else:  # a comparison with a column, unlike one of row values, converts text to its type
                 one = " AND ".join(f"{_mysql.quoted(name)} = %s" for name in keys)
@@ -142,8 +146,12 @@ class MysqlRowSource:
                             self._connection, self._db.address.database, self._catalog
                         )  # names what is missing
                     raise
-                while (row := cursor.fetchone()) is not None:
-                    yield query, join_key(row[: len(keys)]), row[len(keys) :]
+                if len(keys) == 1:
+                    for row in rows_of(cursor):
+                        yield query, row[0], row[1:]
+                else:
+                    for row in rows_of(cursor):
+                        yield query, join_key(row[: len(keys)]), row[len(keys) :]
 
     def _begin(self) -> None:
         """Begin a snapshot that is at or after the position needed."""

@@ -271,8 +271,7 @@ class BinlogChangeFeed:
         self._schema_changed()
 
     def _add(self, piece: Piece) -> None:
-        at_us = piece.at_us
-        self._live.extend([(table, key, at_us) for table, key in piece.changes])
+        self._live.extend(piece.changes)
         self._need = piece.read_at
         if piece.ddl:
             self._schema_changed()

@@ -167,8 +167,7 @@ class _Gateway:
             self._publish(changes[:middle])
             self._publish(changes[middle:])
             return
-        if drops := self._drop_too_old(result):
-            records = [*result.records(entered_us), *drops]
+        records = self._without_too_old(result, records)
         materialized = time.perf_counter_ns()
         held = self._held + len(changes)
         due = held >= BATCH or time.monotonic() - self._stored_at >= self._feed.hold_s
@@ -183,12 +182,16 @@ class _Gateway:
         self._metrics.time("publish_us", (published - materialized) / 1000)
         self._count(changes, result, records, (published - started) // 1000)
 
-    def _drop_too_old(self, result: Materialized) -> list[OutRecord]:
-        """Take out what a switch says is too old; return the records that say so."""
+    def _without_too_old(self, result: Materialized, records: list[OutRecord]) -> list[OutRecord]:
+        """Take out what a switch says is too old; return the records that are left, and those that say so."""
         _, dropped = split_too_old(result.updates, self._context.switches)
+        if not dropped:
+            return records
         gone = {id(update) for update in dropped}
-        result.published = [published for published in result.published if id(published.message) not in gone]
-        return drop_records(_STAGE, dropped, self._metrics)
+        letters = records[len(result.published) :]
+        kept = [pair for pair in zip(result.published, records, strict=False) if id(pair[0].message) not in gone]
+        result.published = [published for published, _ in kept]
+        return [*(record for _, record in kept), *letters, *drop_records(_STAGE, dropped, self._metrics)]
 
     def _count(
         self, changes: Sequence[Change], result: Materialized, records: Sequence[OutRecord], took_us: int

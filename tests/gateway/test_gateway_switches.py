@@ -42,6 +42,7 @@ def test_publishing_off_holds_and_old_updates_are_dropped_and_listed(home: Home)
         set_switch(log, "publishing", "on", who="anna", why="test")
         wait_published(home, log)
         assert [(u.table, u.deleted) for u in published(log)] == [("ad", True)]
+        assert [hop.stage for hop in published(log)[0].header.hops] == ["gateway"]
         dropped = {name: n for name, n in context.metrics.counters.items() if name.startswith("dropped:too_old:")}
         lines = report_drops(log)
         assert sum(dropped.values()) == sum(line.count for line in lines) == 5

@@ -23,7 +23,7 @@ from catalog import LaneName
 from compose import ServerInfo, Stack
 from gateway import AdsDbUnavailable, MysqlAdsDb, ServerUnsuitable, _binlog_reader
 from gateway._binlog_stream import BinlogStream
-from gateway.binlog_events import Event
+from gateway._mysql_packets import PacketCutter
 from gateway.snapshot_proof import Published, prove, published_state
 from messaging import open_embedded_log
 from messaging.home import Home
@@ -289,11 +289,11 @@ def test_silent_reader_is_noticed(mysql: Ads, tail: Tail, monkeypatch: pytest.Mo
         tail.feed.wait(tail.last, 0.5)
     over = threading.Event()
 
-    def hears_nothing(_: BinlogStream) -> Iterator[Iterator[Event]]:
+    def hears_nothing(_: BinlogStream) -> Iterator[PacketCutter]:
         over.wait(20)
         yield from ()
 
-    monkeypatch.setattr(BinlogStream, "batches", hears_nothing)
+    monkeypatch.setattr(BinlogStream, "received", hears_nothing)
     tail.reopen()
     with pytest.raises(AdsDbUnavailable, match="not even a heartbeat"):
         tail.until(lambda *_: False, 8)

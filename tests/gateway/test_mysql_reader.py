@@ -6,10 +6,9 @@ import pymysql
 import pytest
 
 from gateway import AdsDbUnavailable, PositionLost
+from gateway._binlog_plain import PlainTransactions
 from gateway._binlog_stream import failure_of
-from gateway._binlog_transactions import Transactions
 from gateway._exceptions import BinlogFormat, GatewayError
-from gateway.binlog_events import XID, Event
 from tests.gateway.mysql_support import Ads, Tail
 
 SAME_ID = "A slave with the same server_uuid/server_id as this slave has connected to the master; the first event ''"
@@ -41,14 +40,11 @@ def test_error_of_a_dump_by_its_number(code: int, text: str, kind: type[GatewayE
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_fault_of_the_reader_itself_is_told(mysql: Ads, tail: Tail, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception that nobody expects ends the reader with its cause, not as a silence that is tried for ever."""
-    add = Transactions.add
 
-    def faulty(self: Transactions, event: Event) -> object:
-        if event.kind == XID:
-            raise TypeError("a fault of the program")
-        return add(self, event)
+    def faulty(self: object, packets: object, pieces: object) -> bool:
+        raise TypeError("a fault of the program")
 
-    monkeypatch.setattr(Transactions, "add", faulty)
+    monkeypatch.setattr(PlainTransactions, "read", faulty)
     mysql.run("INSERT INTO ads (id, ad_group_id) VALUES (1, 1)")
     with pytest.raises(BinlogFormat, match=r"TypeError.*a fault of the program") as caught:
         tail.until(lambda *_: False, 5)
