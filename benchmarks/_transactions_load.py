@@ -73,29 +73,40 @@ class Ours:
             self._raw_write([names[at : at + 500]], chance)
 
     def run(self, kind: str, load: Load) -> Measured:
-        """Run transactions (update, write, read), or the same cells without any (raw-write, raw-read)."""
+        """Run transactions (update, write, read), or the same cells without any (raw-write, raw-read).
+
+        "... again" reads the same few rows, which nobody changes.
+        """
         act = {
-            "update": self._update, "write": self._write, "read": self._read, "raw-write": self._raw_write,
-            "raw-read": self._raw_read,
+            "update": self._update, "write": self._write, "read": self._read, "read again": self._read,
+            "raw-write": self._raw_write, "raw-read": self._raw_read, "raw-read again": self._raw_read,
         }[kind]  # fmt: skip
+        rows = max(self._rows // 10, ROWS_EACH * load.in_flight) if kind.endswith("again") else self._rows
         together = load.in_flight if load.batched else 1
         threads = 1 if load.batched else load.in_flight
         with ThreadPoolExecutor(threads) as pool:
             started = time.perf_counter()
             running = [
-                pool.submit(self._work, act, thread, threads, together, load.count // (threads * together))
+                pool.submit(self._work, act, rows, thread, threads, together, load.count // (threads * together))
                 for thread in range(threads)
             ]
             latencies = [each for future in running for each in future.result()]
             return Measured(time.perf_counter() - started, latencies, len(latencies) * together)
 
+    def read_once(self) -> None:
+        """Read the rows that "read again" will read, so that their commits are remembered."""
+        names = [row_name(number) for number in range(max(self._rows // 10, 1))]
+        for at in (*range(0, len(names), ROWS_EACH), *range(0, len(names), ROWS_EACH)):
+            self._read([names[at : at + ROWS_EACH]], random.Random(0))
+
     def _work(
-        self, act: Callable[[list[Rows], random.Random], None], thread: int, threads: int, together: int, calls: int
-    ) -> list[float]:
+        self, act: Callable[[list[Rows], random.Random], None], rows: int, thread: int, threads: int, together: int,
+        calls: int,
+    ) -> list[float]:  # fmt: skip
         chance = random.Random(thread)
         took = []
         for _ in range(calls):
-            chosen = chance.sample(range(self._rows // threads), ROWS_EACH * together)
+            chosen = chance.sample(range(rows // threads), ROWS_EACH * together)
             names = [row_name(number * threads + thread) for number in chosen]
             groups = [names[at : at + ROWS_EACH] for at in range(0, len(names), ROWS_EACH)]
             started = time.perf_counter()
@@ -113,18 +124,17 @@ class Ours:
                     transaction.put(TABLE, row, column, chance.randbytes(VALUE_BYTES))
             transaction.commit()
             return
-        snapshot = self._repo.snapshot()
+        snapshot = self._repo.snapshot(transactions=len(groups))  # as the Updater and Argus announce theirs
         _check(snapshot.get_many([(TABLE, row) for group in groups for row in group], {TABLE: COLUMNS}))
         self._commit(groups, chance, snapshot.ts)
 
     def _write(self, groups: list[Rows], chance: random.Random) -> None:
-        self._commit(groups, chance, None)
+        self._commit(groups, chance, self._repo.snapshot(transactions=len(groups)).ts if len(groups) > 1 else None)
 
     def _commit(self, groups: list[Rows], chance: random.Random, ts: int | None) -> None:
         transactions = []
         for group in groups:
             transaction = self._repo.begin(ORIGIN, ts)
-            ts = transaction.ts
             transactions.append(transaction)
             for row in group:
                 for column in COLUMNS:

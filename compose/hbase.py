@@ -33,6 +33,8 @@ _UTF_8 = ("/usr/bin/env", "LC_ALL=C.UTF-8")
 """Without a UTF-8 locale Java cannot enter directories with other letters than ASCII's."""
 ANSWER_SECONDS = 3.0
 """A server that does not answer a trivial question in this time is not ready."""
+SESSION_MS = 3_000
+"""After how long a further region server that was killed counts as dead; the shortest that ZooKeeper grants here."""
 _THRIFT_VERSION, _CALL, _REPLY = 0x8001, 1, 2
 
 
@@ -129,29 +131,59 @@ class HBaseServer(HBaseJvm):
 
     def answers(self, port: int) -> bool:
         """Ask the master for its namespaces: it refuses until it is initialized and has found its system tables."""
-        try:
-            with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS) as connection:
-                connection.sendall(_NAMESPACES)
-                answer = connection.recv(4096)
-        except OSError:
-            return False
-        # size of all, size of the header, header: call id (field 1) and, if it refuses, an exception (field 2)
-        return len(answer) > 7 and answer[5:7] == b"\x08\x01" and b"Exception" not in answer[:200]
+        return _does(port, b"MasterService", b"ListNamespaces")
+
+
+class RegionServer(HBaseJvm):
+    """A further region server in a process of its own: for moves of regions, and crashes that leave HBase alive."""
+
+    name = "regionserver"
+    needs = ("hbase",)
+    heap = "256m"
+
+    def configure(self, ports: Mapping[str, int]) -> list[str]:
+        """Write the configuration: HBase's, but for what only the process with the master may say."""
+        more = {"hbase.cluster.distributed": "true", "zookeeper.session.timeout": str(SESSION_MS)}
+        self.write_conf({**self.hbase_ports(), "regionserver_port": ports["port"]}, more | self.overrides)
+        return self.java(self.main(ports))
+
+    def main(self, ports: Mapping[str, int]) -> Sequence[str]:
+        """It takes everything from its configuration."""
+        return ["org.apache.hadoop.hbase.regionserver.HRegionServer", "start"]
+
+    def url(self, port: int) -> str:
+        """Return NAME://127.0.0.1:PORT; clients find it by themselves."""
+        return f"{self.name}://127.0.0.1:{port}"
+
+    def answers(self, port: int) -> bool:
+        """Ask who it is: it refuses until the master has accepted it."""
+        return _does(port, b"AdminService", b"GetServerInfo")
+
+
+class SecondRegionServer(RegionServer):
+    """One more."""
+
+    name = "regionserver2"
+
+
+def _does(port: int, service: bytes, method: bytes) -> bool:
+    """Call a method without parameters by HBase's RPC; return whether the answer is a result."""
+    header = _protobuf_text(1, _protobuf_text(1, b"adsindex")) + _protobuf_text(2, service)
+    request = b"\x08\x01" + _protobuf_text(3, method) + b"\x20\x01"  # call 1, parameters follow
+    call = bytes([len(request)]) + request + b"\x00"
+    preamble = b"HBas\x00\x50" + struct.pack(">I", len(header)) + header
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS) as connection:
+            connection.sendall(preamble + struct.pack(">I", len(call)) + call)
+            answer = connection.recv(4096)
+    except OSError:
+        return False
+    # size of all, size of the header, header: call id (field 1) and, if it refuses, an exception (field 2)
+    return len(answer) > 7 and answer[5:7] == b"\x08\x01" and b"Exception" not in answer[:200]
 
 
 def _protobuf_text(field: int, text: bytes) -> bytes:
     return bytes([field << 3 | 2, len(text)]) + text
-
-
-def _list_namespaces() -> bytes:
-    """The bytes of a MasterService.ListNamespaces call: preamble, connection header, request header, no parameters."""
-    header = _protobuf_text(1, _protobuf_text(1, b"adsindex")) + _protobuf_text(2, b"MasterService")
-    request = b"\x08\x01" + _protobuf_text(3, b"ListNamespaces") + b"\x20\x01"  # call 1, parameters follow
-    call = bytes([len(request)]) + request + b"\x00"
-    return b"HBas\x00\x50" + struct.pack(">I", len(header)) + header + struct.pack(">I", len(call)) + call
-
-
-_NAMESPACES = _list_namespaces()
 
 
 class _Thrift(HBaseJvm):

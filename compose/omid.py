@@ -20,7 +20,8 @@ CONFLICT_MAP_SIZE = 1_000_000
 """16 MB. At 1,000 transactions of 10 cells a second the last 100 s of them: no transaction of ours takes so long."""
 TOOL_SECONDS = 180.0
 """Making a table takes some seconds; a machine under load, far longer."""
-_TABLES = (("commit-table", "-numRegions", "1"), ("timestamp-table",))
+TABLES = (("commit-table", "-numRegions", "1"), ("timestamp-table",))
+"""What Omid's own tool is told to make."""
 _HANDSHAKE = struct.pack(">I", 4) + b"\x1a\x02\x0a\x00"
 
 
@@ -81,8 +82,8 @@ class OmidServer(HBaseJvm):
         with locked(self.directory.parent / "hbase" / "omid-tables.lock"):
             if made.exists():
                 return
-            with ThreadPoolExecutor(len(_TABLES)) as pool:
-                list(pool.map(self._make_table, _TABLES))
+            with ThreadPoolExecutor(len(TABLES)) as pool:
+                list(pool.map(self._make_table, TABLES))
             made.touch()
 
     def _make_table(self, arguments: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from compose._errors import ServerMissing, StackError
-from compose.hbase import HBaseServer, Thrift2Server, ThriftServer
+from compose.hbase import HBaseServer, RegionServer, SecondRegionServer, Thrift2Server, ThriftServer
 from compose.install import install, may_install
 from compose.kafka import KafkaServer
 from compose.mysql import MySqlServer
@@ -22,13 +22,15 @@ SERVERS: Mapping[str, type[Server]] = {
     server.name: server
     for server in (
         MySqlServer, KafkaServer, HBaseServer, ThriftServer, Thrift2Server, OmidServer, SecondOmidServer,
-        OracleMySqlServer, S3Server,
+        RegionServer, SecondRegionServer, OracleMySqlServer, S3Server,
     )
 }  # fmt: skip
-_ASKED_FOR = (SecondOmidServer.name, OracleMySqlServer.name, S3Server.name)
+_ASKED_FOR = tuple(
+    server.name for server in (SecondOmidServer, RegionServer, SecondRegionServer, OracleMySqlServer, S3Server)
+)
 MAIN_SERVERS = tuple(name for name in SERVERS if name not in _ASKED_FOR)
-"""What starts when nothing is named: everything that the service needs on a real stack. A second TSO is for trying
-fail-over, one ads DB is enough, and base indexes go to a directory unless told otherwise."""
+"""What starts when nothing is named: everything that the service needs on a real stack. A second TSO and more region
+servers are for trying fail-over, one ads DB is enough, and base indexes go to a directory unless told otherwise."""
 
 
 class Stack:

@@ -1,12 +1,14 @@
 """Snapshot reads of many rows (Omid's algorithm): the common case is one round trip per table.
 
 1. Read the newest version of every wanted cell, with its shadow cell. A cell whose shadow cell is there, and old enough
-   for the snapshot, is done: that is nearly all of them.
+   for the snapshot, is done: that is nearly all of them. Where this process remembers the commits of most of what it
+   reads, it asks for the cells alone, and with shadow cells only for rows with a commit that it does not remember.
 2. For the rest, one batch each: ask the commit table; then for the shadow cell at exactly that version, because its
    writer may just have finished (it writes shadow cells first and then removes the entry); then, for transactions of
    an earlier TSO, forbid them to commit. Whoever is found in none of these was not committed when this snapshot was
    taken: the TSO gives out a timestamp only after all smaller commits are in the table.
-3. Cells too new for the snapshot: the next older versions, again in one batch, until one is visible.
+3. Cells too new for the snapshot (committed or even begun after it): the next older versions, again in one batch,
+   until one is visible.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any
 
 from storage_repo.hbase._background import Background
-from storage_repo.hbase._cells import NEVER, KnownCommits, Probe, RawCell, Visible, VisibleRow, sort_out
+from storage_repo.hbase._cells import NEVER, KnownCommits, Probe, RawCell, Recall, Visible, VisibleRow, sort_out
 from storage_repo.hbase._commit_table import CommitTable
+from storage_repo.hbase._shared_reads import SharedReads
 from storage_repo.hbase.connections import HbaseConnections
 from storage_repo.hbase.names import HbaseNames, KeyRange
 from storage_repo.hbase.thrift2 import TColumn, TColumnValue, TGet, TPut, TScan, TTimeRange
@@ -52,7 +55,9 @@ class Reader:
     ) -> None:
         self._connections, self._names, self._commit_table = connections, names, commit_table
         self._background, self._epoch = background, epoch
+        self._shared = SharedReads(connections)
         self.known = KnownCommits()
+        self._recalls: defaultdict[str, Recall] = defaultdict(Recall)
         self._lock = threading.Lock()
         self.counters: Counter[str] = Counter()
 
@@ -76,20 +81,42 @@ class Reader:
 
         def read(job: tuple[str, list[bytes]]) -> list[Probe]:
             table, keys = job
-            found = self._connections.rows(self._names.hbase_table(table), keys, wanted[table], ts + 1)
-            rows, seen, known = asked[table], self._names.seen, self.known
-            probes: list[Probe] = []
-            for result in found:
-                cells = ((column, cell.timestamp, cell.value) for column, cell in result.columns.items())
-                row, more = sort_out(table, result.row, cells, ts, known, seen)
-                into = rows[result.row]
-                into.update(row)
-                for probe in more:
-                    probe.into = into
-                probes += more
+            recall = self._recalls[table]
+            if columns[table] is None or not recall.is_likely():
+                probes, remembered = self._fetch(ts, table, keys, wanted[table], asked[table])
+                recall.note(remembered)
+                return probes
+            without = [key for key in wanted[table] if not self._names.seen[key].is_shadow]
+            probes, _ = self._fetch(ts, table, keys, without, asked[table])
+            forgotten = {probe.key for probe in probes if probe.commit_ts is None}
+            recall.note(not forgotten)
+            self.count(recalled_reads=1, recalled_in_vain=bool(forgotten))
+            if forgotten:
+                again, _ = self._fetch(ts, table, list(forgotten), wanted[table], asked[table])
+                probes = [probe for probe in probes if probe.key not in forgotten] + again
             return probes
 
         self.settle(ts, [probe for probes in self._connections.in_parallel(read, jobs) for probe in probes])
+
+    def _fetch(
+        self, ts: int, table: str, keys: Sequence[bytes], columns: Sequence[bytes], rows: Asked
+    ) -> tuple[list[Probe], bool]:
+        """Fill in what is visible at first sight; return what is not, and whether all commits were remembered."""
+        found = self._shared.rows(self._names.hbase_table(table), keys, columns, ts + 1)
+        seen, known = self._names.seen, self.known
+        probes: list[Probe] = []
+        remembered = True
+        for result in found:
+            cells = ((column, cell.timestamp, cell.value) for column, cell in result.columns.items())
+            row, more, commits = sort_out(table, result.row, cells, ts, known, seen)
+            if known.learn_all(commits) or any(probe.commit_ts is None for probe in more):
+                remembered = False
+            into = rows[result.row]
+            into.update(row)
+            for probe in more:
+                probe.into = into
+            probes += more
+        return probes, remembered
 
     def scan(
         self, ts: int, table: str, over: KeyRange, columns: Collection[str] | None, rows: int
@@ -108,7 +135,7 @@ class Reader:
         found: list[tuple[bytes, VisibleRow]] = []
         probes: list[Probe] = []
         for result in results:
-            row, more = sort_out(table, result.row, raw_cells(result), ts, self.known, self._names.seen)
+            row, more, _ = sort_out(table, result.row, raw_cells(result), ts, self.known, self._names.seen)
             found.append((result.row, row))
             probes += more
         self.settle(ts, probes)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
 from typing import Protocol
 
-from storage_repo.omid import TsoClient
+from storage_repo.omid import TsoClient, TsoError, TsoUnavailable
 
 _SHARED_SNAPSHOTS = 64
 """Snapshots whose reserved start timestamps are remembered; a process works on a few batches at a time."""
@@ -42,10 +43,36 @@ class Oracle:
         self._lock = threading.Lock()
         self._newest = (0, time.monotonic())
         self._reserved: dict[int, list[int]] = {}  # snapshot -> start timestamps just before it
+        self._gathering: Future[int] | None = None
+        self._asking = threading.Lock()
 
     def begin(self) -> int:
         """Return a new start timestamp: all that is committed before it is in the commit table. Raises TsoError."""
         return self._seen(self.tso.begin())
+
+    def view(self) -> int:
+        """Return a timestamp to read at, not to write at: concurrent callers share it. Raises TsoError.
+
+        It was asked for after each of them had called, so all that was committed before is in it.
+        """
+        with self._lock:
+            shared, leads = self._gathering, self._gathering is None
+            if shared is None:
+                shared = self._gathering = Future()
+        if leads:
+            with self._asking:  # meanwhile others come; whoever comes from now on needs a later timestamp
+                with self._lock:
+                    self._gathering = None
+                try:
+                    shared.set_result(self.begin())
+                except BaseException as error:
+                    why = error if isinstance(error, TsoError) else TsoUnavailable(f"the thread that asked: {error!r}")
+                    shared.set_exception(why)
+                    raise
+        try:
+            return shared.result()
+        except TsoError as error:  # an exception of one's own: a shared one's traceback grows with every raise
+            raise TsoUnavailable(str(error)) from error
 
     def begin_many(self, count: int) -> list[int]:
         """Return new start timestamps, ascending, in one round trip. Raises TsoError."""

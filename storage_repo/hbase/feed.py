@@ -54,9 +54,8 @@ class HbaseFeed:
 
     def lag(self) -> FeedLag:
         """Return how many row changes the proxy holds open; what HBase has not shipped, `walproxy status` shows."""
-        ends, firsts = self._log.end_offsets(PENDING), self._firsts()
-        waiting = sum(max(0, end - firsts.get(p, 0)) for p, end in ends.items())
-        end = sum(ends.values())
+        waiting = open_rows(self._log)
+        end = sum(self._log.end_offsets(PENDING).values())
         meaning = "row changes of transactions whose end the WAL proxy has not seen"
         return FeedLag(waiting, end, end - waiting, PENDING, meaning)
 
@@ -120,7 +119,7 @@ class HbaseFeed:
     def _open(self) -> set[RowKey]:
         """Return the row changes that the proxy has put into the log and not taken back."""
         found: set[RowKey] = set()
-        firsts = self._firsts()
+        firsts = _firsts(self._log)
         for partition, end in self._log.end_offsets(PENDING).items():
             offset = firsts.get(partition, 0)
             while offset < end and (records := self._log.read(PENDING, partition, offset, _CHUNK)):
@@ -133,9 +132,16 @@ class HbaseFeed:
                 offset = records[-1].offset + 1
         return found
 
-    def _firsts(self) -> dict[int, int]:
-        starts, done = self._log.start_offsets(PENDING), self._log.committed(PENDING_GROUP, PENDING)
-        return {partition: max(start, done.get(partition, 0)) for partition, start in starts.items()}
+
+def open_rows(log: Log) -> int:
+    """Return how many row changes the WAL proxies hold open, or have not yet been taken out of the log."""
+    firsts = _firsts(log)
+    return sum(max(0, end - firsts.get(partition, 0)) for partition, end in log.end_offsets(PENDING).items())
+
+
+def _firsts(log: Log) -> dict[int, int]:
+    starts, done = log.start_offsets(PENDING), log.committed(PENDING_GROUP, PENDING)
+    return {partition: max(start, done.get(partition, 0)) for partition, start in starts.items()}
 
 
 def _why(peer: PeerStatus | None, waited: float) -> str:

@@ -36,6 +36,8 @@ _COUNTERS = (
     "rows_read",
     "cells_written",
     "slow_reads",
+    "recalled_reads",
+    "recalled_in_vain",
     "healed_cells",
 )
 
@@ -110,9 +112,9 @@ class HbaseRepo:
         Transactions begun on a view of now that announced them commit in two round trips less.
         Raises SnapshotTooOld, ValueError for a `ts` yet to come.
         """
-        if ts is None and transactions:
+        if ts is None:
             self._check_open()
-            readable = self._oracle.begin_shared(transactions)
+            readable = self._oracle.begin_shared(transactions) if transactions else self._oracle.view()
         else:
             readable = self._readable_ts(ts)
         return HbaseSnapshot(self._reader, self._names, self._watermark, readable)
@@ -212,8 +214,10 @@ class HbaseRepo:
 
         Counters: commits, conflicts, false_aborts (refused by the TSO, yet nobody had changed a cell; tried again),
         false_aborts_given_up (after several tries: FalseConflict, no conflict), groups, snapshots_too_old, cells_read,
-        rows_read, cells_written, versions_dropped; slow_reads (more than one round trip), healed_cells; round_trips in
-        all and round_trips_get, _put, …; tso_begins and so on from the TSO client.
+        rows_read, cells_written, versions_dropped; slow_reads (more than one round trip), healed_cells; recalled_reads
+        (calls that asked for no shadow cells, because the commits are remembered), recalled_in_vain (of these, those
+        that took a second call because one was not); round_trips in all and round_trips_get, _put, …; tso_begins and so
+        on from the TSO client.
         Sizes: pins, low_watermark.
         """
         self._check_open()

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import pytest
+import typer
 import yaml
+from typer.main import get_command
 
+from cli.main import app
+from cli.settings import Settings
+from compose.hbase import HBaseJvm, HBaseServer, Thrift2Server, ThriftServer
 from compose.jars import TEMPLATES
-from compose.omid import CONFLICT_MAP_SIZE, LEASE_MS
+from compose.omid import CONFLICT_MAP_SIZE, LEASE_MS, OmidServer
+from compose.omid import TABLES as OMID_TABLES
 from storage_repo.hbase import HbaseAddress
 from tests.support import ROOT
 
@@ -231,19 +240,57 @@ def test_the_port_check_sees_a_listener_and_its_absence() -> None:
     assert subprocess.run([listens, port], check=False).returncode == 1
 
 
-def test_the_service_is_started_with_options_that_exist() -> None:
-    """The container's command uses commands and options of the command line."""
-    from typer.main import get_command
-
-    from cli.main import app
-
-    command = get_command(app)
+def service_commands() -> list[list[str]]:
+    """Return the words after `python -m cli.main` of each command of our image, as compose's environment makes them."""
     text = (COMPOSE / "docker" / "service.Dockerfile").read_text()
-    calls = re.findall(r"python -m cli\.main ([a-z ]+?) (--[^&\]]*)", text)
-    assert [name for name, _ in calls] == ["topics apply", "repo apply", "up"]
-    for name, options in calls:
-        found: Any = command
-        for word in name.split():
-            found = found.commands[word]
-        known = {option for parameter in found.params for option in parameter.opts}
-        assert set(re.findall(r"--[a-z-]+", options)) <= known
+    [line] = re.findall(r"^CMD (.+)$", text, re.MULTILINE)
+    shell = Template(json.loads(line)[2]).substitute(SERVICES["adsindex"]["environment"])
+    words = [shlex.split(part) for part in shell.split("&&")]
+    return [part[part.index("cli.main") + 1 :] for part in words]
+
+
+def parsed(words: list[str]) -> dict[str, Any]:
+    """Return what the command line understands of words, without doing it. Raises a usage error of Typer."""
+    found: Any = get_command(app)
+    while hasattr(found, "commands"):
+        name, *words = words
+        found = found.commands[name]
+    parameters: dict[str, Any] = found.make_context(found.name, words).params
+    return parameters
+
+
+def test_the_service_s_commands_parse_and_name_backends_that_can_be() -> None:
+    """Topics and tables are made, then the service is started: with options, values and URLs that are taken."""
+    commands = service_commands()
+    assert [" ".join(words[:2]) for words in commands] == ["topics apply", "repo apply", "up --sample"]
+    topics, repo, up = map(parsed, commands)
+    chosen = Settings(ads_db=up["ads_db"], log=up["log"], repo=up["repo"], walproxy=up["walproxy"])
+    assert (topics["log"], repo["repo"]) == (chosen.log, chosen.repo)
+    assert (up["sample"], str(up["port"])) == (0, SERVICES["adsindex"]["environment"]["ADSINDEX_PORT"])
+    assert f"127.0.0.1:{up['port']}/health" in SERVICES["adsindex"]["healthcheck"]["test"][-1]
+
+
+@pytest.mark.parametrize("words", [["up", "--until-busy"], ["up", "--port"], ["up", "--sample", "few"]])
+def test_commands_that_nobody_takes_are_seen(words: list[str]) -> None:
+    """The check above can fail: an unknown option, a value missing, one of the wrong kind."""
+    with pytest.raises(typer.BadParameter.__mro__[1]):
+        parsed(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "server"), [("hbase", HBaseServer), ("hbase-thrift", ThriftServer), ("hbase-thrift2", Thrift2Server)]
+)
+def test_hbase_s_servers_are_started_as_without_docker(name: str, server: type[HBaseJvm], tmp_path: Path) -> None:
+    """The same main classes and arguments; only the address is that of the container."""
+    command = SERVICES[name]["command"]
+    port = command[command.index("-p") + 1] if "-p" in command else ""
+    without = [word.replace("127.0.0.1", "0.0.0.0") for word in server(tmp_path).main({"port": int(port or 0)})]
+    assert command == without
+
+
+def test_omid_s_tables_and_server_are_those_without_docker(tmp_path: Path) -> None:
+    """The same tools with the same arguments, then the same server."""
+    lines = re.findall(r"/opt/hbase/run (.+)$", (COMPOSE / "docker" / "run-omid").read_text(), re.MULTILINE)
+    tool = "org.apache.omid.tools.hbase.OmidTableManager"
+    without = [" ".join([tool, *arguments]) for arguments in OMID_TABLES]
+    assert lines == [*without, " ".join(OmidServer(tmp_path).main({}))]

@@ -71,7 +71,7 @@ def test_a_fault_is_one_sentence_and_exit_code_one(home: Path) -> None:
     done = start("up", "oracle", "--home", home)
     output, errors = done.communicate(timeout=100)
     assert done.returncode == 1
-    names = "mysql, kafka, hbase, thrift, thrift2, omid, omid2, mysql8, s3"
+    names = "mysql, kafka, hbase, thrift, thrift2, omid, omid2, regionserver, regionserver2, mysql8, s3"
     assert errors == f"adsindex: no server 'oracle'; there are {names}\n"
     assert output == ""
 

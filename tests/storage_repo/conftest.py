@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from repo_backends import BACKENDS, Backend, FakeClock, Fleet, install
+from repo_backends import BACKENDS, Backend, FakeClock, install
+from repo_fleet import Fleet, Nursery
 
 from storage_repo import Limits, Repo
 
@@ -50,9 +51,17 @@ def repo(make_repo: Callable[..., Repo]) -> Repo:
     return make_repo()
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Return what forks worker processes."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
 @pytest.fixture
-def fleet(backend: Backend) -> Iterator[Fleet]:
+def fleet(backend: Backend, nursery: Nursery) -> Iterator[Fleet]:
     """Return what starts and kills worker processes."""
-    fleet = Fleet(backend, seed=20_240_601)
+    fleet = Fleet(backend, nursery, seed=20_240_601)
     yield fleet
     fleet.close()

@@ -1,14 +1,15 @@
-"""Apache Omid's real Java client in a process of its own, driven by lines (java/OmidPeer.java)."""
+"""Java programs in processes of their own, driven by lines: Apache Omid's client, HBase's administration."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, TypeVar
 
 import pytest
 
@@ -17,27 +18,56 @@ from compose import ServerMissing
 from compose.hbase import JVM
 from tests.support import IN_CI
 
-SOURCE = Path(__file__).with_name("java") / "OmidPeer.java"
+SOURCES = Path(__file__).with_name("java")
 Cells = dict[tuple[bytes, bytes, bytes], bytes]
 """(row, family, qualifier) -> value."""
 
 
+P = TypeVar("P", bound="JavaProgram")
+
+
 class PeerError(Exception):
-    """Raised when the Java client throws; has the exception's text."""
+    """Raised when the Java program throws; has the exception's text."""
 
 
 class Refused(Exception):
     """Raised when the Java client's commit is refused."""
 
 
-class JavaPeer:
-    """One Java client. Transactions have names; `table` is HBase's name of it."""
+class JavaProgram:
+    """A program that answers lines: a command and its arguments, bytes in hexadecimal."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self._log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output)
         self._read("ready")
+
+    def kill(self) -> None:
+        """End the process as an accident would."""
+        self._process.kill()
+        self._process.wait()
+
+    def _ask(self, command: str, *arguments: str | bytes) -> list[str]:
+        words = [command, *(word if isinstance(word, str) else word.hex() or "-" for word in arguments)]
+        assert self._process.stdin is not None
+        self._process.stdin.write(" ".join(words).encode() + b"\n")
+        self._process.stdin.flush()
+        return self._read("ok")
+
+    def _read(self, wanted: str) -> list[str]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().decode().rstrip("\n")
+        state, *values = line.split(" ")
+        if state == "aborted":
+            raise Refused
+        if state != wanted:
+            raise PeerError(line or f"the Java program has died:\n{self._log.read_text(errors='replace')[-2000:]}")
+        return values
+
+
+class JavaPeer(JavaProgram):
+    """One client of Omid. Transactions have names; `table` is HBase's name of it."""
 
     def begin(self, name: str) -> tuple[int, int]:
         """Begin, and return start timestamp and epoch."""
@@ -76,27 +106,51 @@ class JavaPeer:
         """Fence a table and return the fence's timestamp."""
         return int(self._ask("fence", table)[0])
 
-    def kill(self) -> None:
-        """End the process as an accident would."""
-        self._process.kill()
-        self._process.wait()
 
-    def _ask(self, command: str, *arguments: str | bytes) -> list[str]:
-        words = [command, *(word if isinstance(word, str) else word.hex() or "-" for word in arguments)]
-        assert self._process.stdin is not None
-        self._process.stdin.write(" ".join(words).encode() + b"\n")
-        self._process.stdin.flush()
-        return self._read("ok")
+class Region(NamedTuple):
+    """A region of a table: HBase's short name for it, its first key, and the server that has it."""
 
-    def _read(self, wanted: str) -> list[str]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().decode().rstrip("\n")
-        state, *values = line.split(" ")
-        if state == "aborted":
-            raise Refused
-        if state != wanted:
-            raise PeerError(line or f"the Java client has died:\n{self._log.read_text(errors='replace')[-2000:]}")
-        return values
+    name: str
+    start: bytes
+    server: str
+
+
+class Administration(JavaProgram):
+    """HBase's administration. Regions are where they are to be when a method returns."""
+
+    def servers(self) -> list[str]:
+        """Return the region servers that the master takes for alive."""
+        return self._ask("servers")
+
+    def regions(self, table: bytes) -> list[Region]:
+        """Return a table's regions in the order of their keys."""
+        words = iter(self._ask("regions", table.decode()))
+        return [
+            Region(n, b"" if k == "-" else bytes.fromhex(k), s) for n, k, s in zip(words, words, words, strict=True)
+        ]
+
+    def move(self, region: Region, server: str) -> None:
+        """Close a region where it is and open it on another server."""
+        self._ask("move", region.name, server)
+
+    def split(self, region: Region, key: bytes) -> None:
+        """Make two regions of one, which is gone then."""
+        self._ask("split", region.name, key)
+
+    def roll(self, server: str) -> None:
+        """Have a server begin a new write-ahead log."""
+        self._ask("roll", server)
+
+    def compact(self, table: bytes) -> None:
+        """Begin a major compaction of what a table has now."""
+        self._ask("compact", table.decode())
+
+    def recoveries(self) -> int:
+        """Return of how many crashed region servers the master has not assigned all regions to others yet."""
+        (text,) = self._ask("procedures")
+        procedures = json.loads(bytes.fromhex(text))
+        crashes = [p for p in procedures if p["className"].endswith(".ServerCrashProcedure")]
+        return sum(procedure["state"] != "SUCCESS" for procedure in crashes)
 
 
 def _cells(words: list[str]) -> Cells:
@@ -105,18 +159,32 @@ def _cells(words: list[str]) -> Cells:
 
 
 @contextlib.contextmanager
-def java_peer(conf: Path, zookeeper: str, level: Literal["cell", "row"] = "cell") -> Iterator[JavaPeer]:
-    """Run a Java client that finds HBase by `conf` and the TSO by ZooKeeper; skip loudly without a Java compiler."""
-    with tempfile.TemporaryDirectory(prefix="adsindex-peer-") as directory:
+def java_program(kind: type[P], source: str, conf: Path, arguments: list[str]) -> Iterator[P]:
+    """Run a program that finds HBase by `conf`; skip loudly without a Java compiler."""
+    with tempfile.TemporaryDirectory(prefix="adsindex-java-") as directory:
         try:
-            command = java_command(SOURCE, conf, ["ha", zookeeper, level], [*JVM, "-Xmx192m"])
+            command = java_command(SOURCES / source, conf, arguments, [*JVM, "-Xmx192m"])
         except ServerMissing as missing:
             if IN_CI:
                 pytest.fail(str(missing))
-            warnings.warn(str(missing), stacklevel=3)
+            warnings.warn(str(missing), stacklevel=4)
             pytest.skip(str(missing))
-        peer = JavaPeer(command, Path(directory, "log"))
+        program = kind(command, Path(directory, "log"))
         try:
-            yield peer
+            yield program
         finally:
-            peer.kill()
+            program.kill()
+
+
+@contextlib.contextmanager
+def java_peer(conf: Path, zookeeper: str, level: Literal["cell", "row"] = "cell") -> Iterator[JavaPeer]:
+    """Run a client of Omid that finds the TSO by ZooKeeper."""
+    with java_program(JavaPeer, "OmidPeer.java", conf, ["ha", zookeeper, level]) as peer:
+        yield peer
+
+
+@contextlib.contextmanager
+def administration(conf: Path) -> Iterator[Administration]:
+    """Run HBase's administration."""
+    with java_program(Administration, "Regions.java", conf, []) as program:
+        yield program

@@ -1,16 +1,11 @@
-"""What the contract tests need to know of a backend, and the worker processes that use it."""
+"""What the contract tests need to know of a backend."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import random
-import subprocess
-import sys
-import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -90,8 +85,6 @@ class Backend(Protocol):
 
     name: str
     root: Path
-    share: float
-    """Of a long workload, what this backend is given: a round trip takes longer than a call in one's own process."""
 
     def open(self, limits: Limits | None = None, clock: Clock | None = None, tables: Any = TABLES) -> Repo:
         """Open the installation's store once more."""
@@ -101,7 +94,6 @@ class EmbeddedBackend:
     """The embedded engine in a directory."""
 
     name = "embedded"
-    share = 1.0
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -116,7 +108,6 @@ class HbaseBackend:
     """Tables of a running HBase; `root` has its URL in a file, for worker processes."""
 
     name = "hbase"
-    share = 0.3
     _applied: ClassVar[set[tuple[str, Any]]] = set()
 
     def __init__(self, root: Path) -> None:
@@ -166,109 +157,6 @@ def install(name: str, root: Path, request: pytest.FixtureRequest) -> Backend:
     if name == "hbase":
         return HbaseBackend.install(root, request.getfixturevalue("hbase_server").url)
     return BACKENDS[name](root)
-
-
-@dataclass
-class Worker:
-    """A worker process and the lines it has written."""
-
-    process: subprocess.Popen[str]
-    lines: list[Any] = field(default_factory=list)
-    reader: threading.Thread | None = None
-
-    def kill(self) -> None:
-        """Send SIGKILL."""
-        self.process.kill()
-
-    def finish(self, stall_s: float = 60) -> int:
-        """Wait for the end; return the exit code. Fails when the worker neither ends nor writes a line for so long."""
-        seen = -1
-        while self.process.poll() is None:
-            try:
-                self.process.wait(stall_s)
-            except subprocess.TimeoutExpired:
-                assert len(self.lines) > seen, f"the worker has hung for {stall_s} s after {seen} lines"
-                seen = len(self.lines)
-        assert self.reader is not None
-        self.reader.join(stall_s)
-        return self.process.returncode
-
-
-class Fleet:
-    """Worker processes of one test: started, killed by a seeded schedule, and gone at the end."""
-
-    def __init__(self, backend: Backend, seed: int) -> None:
-        self.backend = backend
-        self.rng = random.Random(seed)
-        self.workers: list[Worker] = []
-        self._progress = threading.Condition()
-
-    def start(self, mode: str, **parameters: Any) -> Worker:
-        """Start `repo_worker.py` in a mode."""
-        arguments = {
-            "backend": self.backend.name,
-            "root": str(self.backend.root),
-            "mode": mode,
-            "worker": len(self.workers),
-            "seed": self.rng.randrange(1 << 30),
-            **parameters,
-        }
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("repo_worker.py")), json.dumps(arguments)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        worker = Worker(process)
-        worker.reader = threading.Thread(target=self._read, args=(worker,), daemon=True)
-        worker.reader.start()
-        self.workers.append(worker)
-        return worker
-
-    def _read(self, worker: Worker) -> None:
-        assert worker.process.stdout is not None
-        for line in worker.process.stdout:
-            if line.endswith("\n"):  # a killed process may leave half a line
-                with self._progress:
-                    worker.lines.append(json.loads(line))
-                    self._progress.notify_all()
-        with self._progress:
-            self._progress.notify_all()
-
-    def wait_lines(self, worker: Worker, count: int, timeout_s: float = 60) -> None:
-        """Block until a worker has written so many lines or has ended."""
-        with self._progress:
-            ok = self._progress.wait_for(
-                lambda: len(worker.lines) >= count or worker.process.poll() is not None, timeout_s
-            )
-        assert ok, f"worker wrote {len(worker.lines)} of {count} lines in {timeout_s} s"
-
-    def run_with_kills(
-        self, mode: str, workers: int, kills: int, lines: tuple[int, int], count: int, **parameters: Any
-    ) -> None:
-        """Run workers to their end, killing and replacing one after a random number of its lines, `kills` times.
-
-        `count` is of rounds in each; it and the lines are for a backend that has a whole workload's share.
-        """
-        parameters["count"] = round(count * self.backend.share)
-        lines = (round(lines[0] * self.backend.share), round(lines[1] * self.backend.share))
-        running = [self.start(mode, **parameters) for _ in range(workers)]
-        for _ in range(kills):
-            at = self.rng.randrange(len(running))
-            victim = running[at]
-            self.wait_lines(victim, self.rng.randint(*lines))
-            victim.kill()
-            running[at] = self.start(mode, **parameters)
-        for worker in running:
-            assert worker.finish() == 0
-        assert sum(worker.finish() == -9 for worker in self.workers) > 0, "no worker was killed while it worked"
-
-    def close(self) -> None:
-        """Kill what still runs."""
-        for worker in self.workers:
-            if worker.process.poll() is None:
-                worker.kill()
-            worker.finish()
 
 
 def data_directory(name: str) -> Path:

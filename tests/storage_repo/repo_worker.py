@@ -1,4 +1,7 @@
-"""A worker process of the consistency tests: `repo_worker.py '{"mode": ..., ...}'`, one JSON line per event."""
+"""Forks the workers of the consistency tests: one for each line of standard input, with `{"mode": ..., ...}`.
+
+A worker writes one JSON line per event into its pipe; this process tells which began and how each ended.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import contextlib
 import json
 import os
 import random
+import select
+import signal
 import sys
 import time
+import traceback
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 from repo_backends import BACKENDS, ORIGIN
@@ -90,13 +96,62 @@ def stamp(repo: Repo, p: dict[str, Any], rng: random.Random) -> None:
         say({"acknowledged": {name: ts for name, ts in zip(tried, outcomes, strict=True) if isinstance(ts, int)}})
 
 
-def main() -> None:
+def work(p: dict[str, Any]) -> None:
     """Run one mode to its end."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout has our lines
-    p = json.loads(sys.argv[1])
     repo = BACKENDS[p["backend"]](Path(p["root"])).open(Limits(**p.get("limits", {})))
     {"append": append, "bank": bank, "stamp": stamp}[p["mode"]](repo, p, random.Random(p["seed"]))
     repo.close()
+
+
+def become(p: dict[str, Any]) -> NoReturn:
+    """Be a worker from now on: nothing of what the forking process has is used any more."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(p["pipe"], os.O_WRONLY), 1)
+    code = 1
+    try:
+        work(p)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        os._exit(code)
+
+
+def main() -> None:
+    """Fork until standard input ends."""
+    woken, wake = os.pipe()
+    for end in (woken, wake):
+        os.set_blocking(end, False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(wake)
+    asked = b""
+    while True:
+        readable, _, _ = select.select([0, woken], [], [])
+        if woken in readable:
+            os.read(woken, 4096)
+            reap()
+        if 0 not in readable:
+            continue
+        read = os.read(0, 1 << 16)
+        if not read:
+            return
+        *lines, asked = (asked + read).split(b"\n")
+        for line in lines:
+            if pid := os.fork():
+                say({"pid": pid})
+            else:
+                become(json.loads(line))
+
+
+def reap() -> None:
+    """Tell who has ended."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            say({"pid": ended[0], "code": os.waitstatus_to_exitcode(ended[1])})
 
 
 if __name__ == "__main__":

@@ -1,102 +1,63 @@
-"""The Repo on HBase while its servers are killed (-9) one after the other: it goes on by itself, and loses nothing."""
+"""The Repo on HBase and the WAL proxy behind it while regions move and servers are killed (-9), on a real cluster.
+
+Transactions go on by themselves; in the end nothing is half visible, lost, or not notified.
+"""
 
 from __future__ import annotations
 
-import json
-import random
-import subprocess
-import threading
-import time
-from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from repo_backends import ORIGIN, HbaseBackend
+from repo_backends import ORIGIN
+from repo_bank import Traffic
 
-from benchmarks._java import java_command
 from compose import Stack
-from storage_repo import Conflict, Repo, RepoSchema, SnapshotTooOld, StoreUnavailable, TableLayout
+from messaging.home import Home
+from storage_repo import RepoSchema, SnapshotTooOld, TableLayout
 from storage_repo.hbase import HbaseAddress, HbaseRepo, apply_schema
 from storage_repo.hbase.connections import HbaseConnections
 from storage_repo.hbase.thrift2 import TColumn, TColumnValue, TGet, TPut
+from storage_repo.hbase.wal import walproxy_status
 from storage_repo.omid.layout import COMMIT_TABLE, INVALID_COLUMN, commit_key
-from tests.stack_support import up_or_skip
+from tests.stack_support import temporary_stack, up_or_skip
+from tests.storage_repo.java_peer import Administration, administration
+from tests.storage_repo.wal_support import wait_until
 
 pytestmark = [pytest.mark.stress, pytest.mark.timeout(900)]
 
-COMPACT = Path(__file__).with_name("java") / "Compact.java"
-ACCOUNTS, INITIAL = 10, 1000
-BALANCE, RECORD = "control:balance", "control:record"
-SERVERS = ("hbase", "thrift", "thrift2", "omid")
-PATIENCE_S = 240.0
-"""For a server to come back and for clients to notice, on a machine with much else to do."""
+ONE_OF_EACH = ("hbase", "thrift", "thrift2", "omid")
+FURTHER = ("regionserver", "regionserver2")
+# A further region server's session ends after 3 s instead of 10: ZooKeeper grants no less than 2 ticks.
+OVERRIDES = {"hbase": {"hbase.zookeeper.property.tickTime": "500"}}
+SPLIT_AT = {"ad": b"account-5", "pin": b"transfer-1-"}
+"""In the middle of the accounts, and of the records by client."""
 
 
-class Bank:
-    """Clients in threads that transfer money, and record every transfer in the same transaction."""
+@dataclass(frozen=True)
+class Cluster:
+    """Three region servers, one of them with the master, and who commands them."""
 
-    def __init__(self, repo: Repo, clients: int) -> None:
-        self.repo = repo
-        self.acknowledged: dict[str, int] = {}
-        self.outcomes: Counter[str] = Counter()
-        self._changed = threading.Condition()
-        self._ended = False
-        self._errors: list[BaseException] = []
-        opening = repo.begin(ORIGIN)
-        for account in range(ACCOUNTS):
-            opening.put("ad", f"account-{account}", BALANCE, b"%d" % INITIAL)
-        opening.commit()
-        self._threads = [threading.Thread(target=self._run, args=(client,), daemon=True) for client in range(clients)]
-        for thread in self._threads:
-            thread.start()
+    stack: Stack
+    url: str
+    admin: Administration
 
-    def wait_for_progress(self) -> None:
-        """Block until every client's next few transfers, begun from now on, may have been acknowledged."""
-        with self._changed:
-            goal = len(self.acknowledged) + 5 * len(self._threads)
-            done = self._changed.wait_for(lambda: len(self.acknowledged) >= goal or bool(self._errors), PATIENCE_S)
-        assert not self._errors, self._errors
-        assert done, f"no progress in {PATIENCE_S} s: {self.outcomes}"
+    def named(self, server: str) -> str:
+        """Return HBase's name of a further region server."""
+        port = self.stack.status([server])[server].port
+        (name,) = (name for name in self.admin.servers() if name.split(",")[1] == str(port))
+        return name
 
-    def stop(self) -> None:
-        """End the clients."""
-        self._ended = True
-        for thread in self._threads:
-            thread.join()
-        assert not self._errors, self._errors
 
-    def _run(self, client: int) -> None:
-        rng = random.Random(client)
-        n = 0
-        try:
-            while not self._ended:
-                n += 1
-                outcome = self._transfer(rng, f"{client}-{n}")
-                with self._changed:
-                    self.outcomes[outcome] += 1
-                    self._changed.notify_all()
-        except BaseException as error:
-            self._errors.append(error)
-            raise
-
-    def _transfer(self, rng: random.Random, name: str) -> str:
-        payer, payee = rng.sample(range(ACCOUNTS), 2)
-        amount = rng.randint(1, 9)
-        try:
-            transaction = self.repo.begin(ORIGIN)
-            rows = transaction.get_many([("ad", f"account-{payer}"), ("ad", f"account-{payee}")])
-            for account, change in ((payer, -amount), (payee, amount)):
-                balance = int(rows["ad", f"account-{account}"][BALANCE])
-                transaction.put("ad", f"account-{account}", BALANCE, b"%d" % (balance + change))
-            transaction.put("campaign", name, RECORD, json.dumps([payer, payee, amount]).encode())
-            ts = transaction.commit()
-        except (Conflict, SnapshotTooOld) as error:
-            return type(error).__name__
-        except StoreUnavailable as error:
-            return f"unavailable ({type(error).__name__})"
-        with self._changed:
-            self.acknowledged[name] = ts
-        return "committed"
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """HBase with Thrift, Omid and two further region servers, for these tests alone."""
+    with temporary_stack(OVERRIDES) as stack:
+        up = up_or_skip(stack, (*ONE_OF_EACH, *FURTHER))
+        with administration(up["hbase"].log_file.parent / "conf") as admin:
+            wait_until(lambda: len(admin.servers()) == 3)
+            yield Cluster(stack, up["hbase"].url, admin)
 
 
 class Garbage:
@@ -127,7 +88,7 @@ class Garbage:
         get = TGet(row=b"row", columns=[TColumn(b"f", b"x")], maxVersions=100)
         return [cell.value for cell in self.connections.get(f"garbage.{table}".encode(), [get])[0].columnValues]
 
-    def check(self, conf: Path) -> None:
+    def check(self, admin: Administration) -> None:
         """See that it is collected where it may, now that the TSO has been started anew."""
         newest = self.repo.snapshot()
         assert newest.get_many([("kept", "row"), ("compacted", "row")]) == {
@@ -147,12 +108,9 @@ class Garbage:
         (entry,) = self.connections.rows(COMMIT_TABLE, [commit_key(self.orphan)], [b"F"], 1 << 62)
         assert entry.columns.keys() == {INVALID_COLUMN}, "it is forbidden to commit, should it live after all"
 
-        command = java_command(COMPACT, conf, ["garbage.compacted", "garbage.kept"])
-        subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
-        deadline = time.monotonic() + PATIENCE_S
-        while len(self.stored("compacted")) > 1:
-            assert time.monotonic() < deadline, f"Omid has collected nothing: {self.stored('compacted')}"
-            time.sleep(0.1)
+        for table, _ in self.TABLES:
+            admin.compact(f"garbage.{table}".encode())
+        wait_until(lambda: len(self.stored("compacted")) == 1, why=lambda: f"{self.stored('compacted')} are left")
         assert self.stored("compacted") == [b"3"]
         assert self.stored("kept") == [b"3", b"2", b"1"]
         assert newest.get("compacted", "row") == self.repo.snapshot().get("compacted", "row") == {"f:x": b"3"}
@@ -160,31 +118,88 @@ class Garbage:
         self.connections.close()
 
 
-def test_servers_killed_one_after_the_other(own_stack: Stack, tmp_path: Path) -> None:
-    """Transfers go on after each kill; balances are what the recorded transfers make, and none acknowledged is lost."""
-    url = up_or_skip(own_stack, SERVERS)["hbase"].url
-    backend = HbaseBackend.install(tmp_path, url)
-    repo = backend.open()
-    garbage = Garbage(url)
-    bank = Bank(repo, clients=3)
-    bank.wait_for_progress()
-    for victim in ("thrift", "thrift2", "omid", "hbase"):
-        own_stack.kill(victim)
-        own_stack.up(SERVERS)  # without its ZooKeeper the TSO ends as well
-        bank.wait_for_progress()
-    bank.stop()
-    garbage.check(own_stack.status(["hbase"])["hbase"].log_file.parent / "conf")
+@pytest.fixture
+def traffic(cluster: Cluster, tmp_path: Path) -> Iterator[Traffic]:
+    """Transactions and notifications that flow."""
+    with Traffic(cluster.url, Home.open(tmp_path)) as traffic:
+        traffic.bank.wait_for_progress()
+        yield traffic
 
-    snapshot = repo.snapshot()
-    expected = dict.fromkeys(range(ACCOUNTS), INITIAL)
-    recorded = dict(snapshot.scan("campaign"))
-    for cells in recorded.values():
-        payer, payee, amount = json.loads(cells[RECORD])
-        expected[payer] -= amount
-        expected[payee] += amount
-    balances = {int(r.removeprefix("account-")): int(cells[BALANCE]) for r, cells in snapshot.scan("ad")}
-    assert balances == expected
-    assert bank.acknowledged.keys() <= recorded.keys()
-    stored = {name: repo.history("campaign", name)[RECORD][0].commit_ts for name in bank.acknowledged}
-    assert stored == bank.acknowledged
-    repo.close()
+
+def test_regions_move_and_split(cluster: Cluster, traffic: Traffic) -> None:
+    """Each region is split, the halves go round all servers, and logs are rolled between: nothing is lost or torn."""
+    admin = cluster.admin
+    tables = {name: traffic.store.names.hbase_table(name) for name in SPLIT_AT}
+    before = {table: admin.regions(hbase) for table, hbase in tables.items()}
+    for table, hbase in tables.items():
+        for region in before[table]:
+            admin.split(region, SPLIT_AT[table])
+        traffic.bank.wait_for_progress()
+        assert [region.start for region in admin.regions(hbase)] == [b"", SPLIT_AT[table]]
+    servers = sorted(admin.servers())
+    visited = set()
+    for turn in range(3):
+        for number, hbase in enumerate(tables.values()):
+            for half, region in enumerate(admin.regions(hbase)):
+                target = servers[(turn + number + half) % 3]
+                if target != region.server:
+                    admin.move(region, target)
+                visited.add((hbase, half, target))
+        traffic.bank.wait_for_progress()
+        for server in servers:
+            admin.roll(server)
+        traffic.bank.wait_for_progress()
+    assert len(visited) == 12, "each half has been everywhere"
+    assert not {r.name for rs in before.values() for r in rs} & {
+        r.name for t in tables.values() for r in admin.regions(t)
+    }
+    traffic.check()
+
+
+def test_a_second_region_server_dies_while_the_first_is_recovered(cluster: Cluster, traffic: Traffic) -> None:
+    """Killed -9, with all tables and the commit table on them: clients go on, logs and queues are taken over.
+
+    Both come again and get their regions back.
+    """
+    admin = cluster.admin
+    first, second = (cluster.named(server) for server in FURTHER)
+    ad, pin = map(traffic.store.names.hbase_table, SPLIT_AT)
+    homes = {COMMIT_TABLE: first, ad: first, pin: second}
+    for hbase, server in homes.items():
+        for region in admin.regions(hbase):
+            if region.server != server:
+                admin.move(region, server)
+    traffic.bank.wait_for_progress()
+    traffic.die()
+    cluster.stack.kill(FURTHER[0])
+    wait_until(lambda: admin.recoveries() > 0)
+    cluster.stack.kill(FURTHER[1])
+    traffic.bank.wait_for_progress()
+    wait_until(lambda: admin.recoveries() == 0)
+    left = admin.servers()
+    assert len(left) == 1
+    assert {region.server for hbase in homes for region in admin.regions(hbase)} == set(left)
+    cluster.stack.up(FURTHER)
+    for hbase, server in zip((ad, pin), map(cluster.named, FURTHER), strict=True):
+        for region in admin.regions(hbase):
+            admin.move(region, server)
+    traffic.bank.wait_for_progress()
+    traffic.check()
+    wait_until(lambda: not any(q.recovered for p in walproxy_status(traffic.store.url).peers for q in p.queues))
+
+
+def test_servers_killed_one_after_the_other(cluster: Cluster, traffic: Traffic) -> None:
+    """Transfers go on after each kill; all is notified, and what nobody needs is collected where it may be.
+
+    With HBase its ZooKeeper dies and all sessions; what it had not shipped comes from its log, to the same proxy.
+    """
+    cluster.stack.down(FURTHER)
+    garbage = Garbage(cluster.url)
+    traffic.bank.wait_for_progress()
+    for victim in ("thrift", "thrift2", "omid", "hbase"):
+        traffic.die()
+        cluster.stack.kill(victim)
+        cluster.stack.up(ONE_OF_EACH)  # without its ZooKeeper the TSO ends as well
+        traffic.bank.wait_for_progress()
+    traffic.check()
+    garbage.check(cluster.admin)

@@ -350,6 +350,7 @@ def test_schema_is_checked_and_put_right(hbase_server: ServerInfo) -> None:
     assert found == [
         "schema.ad: family 'control' keeps 3 versions instead of all",
         "schema.ad: family 'control' is not replicated (REPLICATION_SCOPE is 0)",
+        "schema.ad: family 'control' has BLOOMFILTER = ROW; its reads are slow",
     ]
     assert list(map(str, apply_schema(url, schema))) == found
     assert check_schema(url, schema) == []

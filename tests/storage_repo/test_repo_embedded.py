@@ -10,7 +10,8 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from repo_backends import ORIGIN, ROOT, TABLES, EmbeddedBackend, Fleet
+from repo_backends import ORIGIN, ROOT, TABLES, EmbeddedBackend
+from repo_fleet import Fleet
 
 from storage_repo import Repo, RepoSchema, StoreUnavailable
 from storage_repo.embedded import EmbeddedRepo

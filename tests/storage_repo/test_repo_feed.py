@@ -6,7 +6,8 @@ import threading
 import time
 
 import pytest
-from repo_backends import ORIGIN, Backend, Fleet
+from repo_backends import ORIGIN, Backend
+from repo_fleet import Fleet
 
 from storage_repo import ChangeFeedRepo, Conflict, RowChange
 

@@ -298,20 +298,18 @@ class RepoMachine(RuleBasedStateMachine):
         assert times == sorted(times)
 
 
-EXAMPLES = {"embedded": (40, 40), "hbase": (8, 25)}
-"""(sequences, operations in each): a round trip takes longer than an operation in one's own process."""
+EXAMPLES, STEPS = 40, 40
 
 
 @pytest.mark.parametrize("name", sorted(BACKENDS))
 def test_repo_behaves_like_a_dictionary_of_versions(name: str, request: pytest.FixtureRequest) -> None:
     """Any sequence of operations gives what the model gives."""
     machine = type("Machine", (RepoMachine,), {"install": lambda root: install(name, root, request)})
-    examples, steps = EXAMPLES[name]
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

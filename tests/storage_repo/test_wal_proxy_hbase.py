@@ -22,12 +22,14 @@ from messaging.home import Home
 from messaging.topics import NOTIFICATIONS, PENDING
 from storage_repo import Limits, RepoSchema
 from storage_repo.hbase import HbaseRepo, apply_schema
+from storage_repo.hbase._commit_table import CommitTable
 from storage_repo.hbase.thrift2 import TColumn, TColumnValue, TDelete, TDeleteType, TPut
 from storage_repo.hbase.wal import (
     HBaseAway,
     PeerConflict,
     PeerStatus,
     _housekeeper,
+    _resolver,
     remove_peer,
     set_peer_enabled,
     walproxy_status,
@@ -44,6 +46,7 @@ from tests.storage_repo.wal_support import (
     ProxyProcess,
     ProxyThread,
     Store,
+    Transaction,
     batches_of,
     is_registered,
     origin,
@@ -190,12 +193,21 @@ def test_a_client_that_died_after_its_commit_is_healed(store: Store, home: Home,
         assert {m.writer for m in notified.read()} == {"updater/ads_db"}
 
 
-def test_transactions_that_did_not_commit_are_dropped_by_reason(store: Store, home: Home, log: Log) -> None:
-    """Invalidated, rolled back unseen, and never heard of again; a slow one that commits in the end is notified."""
-    notified = Notified(log)
-    with ProxyThread(store, home, log, grace_s=0.2, max_age_s=2.5) as proxy:
-        slow, invalid, gone, silent = (store.begin() for _ in range(4))
-        for row, transaction in (("slow", slow), ("invalid", invalid), ("gone", gone), ("silent", silent)):
+def test_transactions_that_did_not_commit_are_dropped_by_reason(
+    store: Store, home: Home, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invalidated, rolled back unseen, and what the TSO lets commit no more; slow ones that commit are notified.
+
+    However slow they are: one does so long after the age at which others are given up, and dies at once.
+    """
+    monkeypatch.setattr(_resolver, "_SLOWEST_LOOK_S", 0.5)
+    notified, commit_table = Notified(log), CommitTable(store.connections)
+    with ProxyThread(store, home, log, grace_s=0.2, max_age_s=1.0) as proxy:
+        slow, invalid, late = (store.begin() for _ in range(3))
+        per = layout.VERSIONS_PER_TRANSACTION
+        before_the_tso = Transaction(store, commit_table.low_watermark() // per * per, JAVA)
+        named = {"slow": slow, "invalid": invalid, "late": late, "before the TSO": before_the_tso}
+        for row, transaction in named.items():
             transaction.put("ad", row, STATUS)
             transaction.write()
         wait_until(lambda: proxy.context.metrics.gauges.get("pending", 0) > 0)
@@ -204,11 +216,16 @@ def test_transactions_that_did_not_commit_are_dropped_by_reason(store: Store, ho
         wait_until(lambda: proxy.counter("ignored:invalidated") == 1)
         assert slow.commit() is not None
         wait_until(
-            lambda: proxy.counter("ignored:never_committed") == 2, why=lambda: str(proxy.context.metrics.counters)
+            lambda: proxy.counter("ignored:never_committed") == 1, why=lambda: str(proxy.context.metrics.counters)
         )
+        assert commit_table.lookup([before_the_tso.start])[before_the_tso.start].commit_ts is None
         assert [key[1] for key in notified.found()] == ["slow"]
-        assert [key[1] for key in store.recount()] == ["slow"]
-        assert proxy.context.metrics.gauges["pending"] == 0
+        wait_until(lambda: proxy.context.metrics.gauges["pending"] == 1)
+        assert late.commit() is not None
+        notified.wait_for({("ad", "late", late.commit_ts): frozenset({"status"})})
+        wait_until(lambda: proxy.context.metrics.gauges["pending"] == 0)
+        assert notified.found() == store.recount()
+        assert {key[1] for key in store.recount()} == {"slow", "late"}
 
 
 def test_a_shadow_cell_that_is_none_holds_up_nothing(store: Store, home: Home, log: Log) -> None:
@@ -399,7 +416,7 @@ def test_status_tells_peers_instances_and_queues(store: Store, home: Home, log: 
         assert (peer.enabled, peer.serial, peer.ours, len(peer.instances)) == (True, True, True, 1)
         assert peer.tables == [f"{store.prefix}ad", f"{store.prefix}pin"]
         assert {queue.logs for queue in peer.queues} <= {1, 2}
-        wait_until(lambda: _peer(store).queues[0].edits_shipped > 0)
+        wait_until(lambda: _peer(store).queues[0].cells_shipped > 0)
         assert peer.lag_s >= 0
     set_peer_enabled(store.url, False, store.peer_id)
     peer = _peer(store)
@@ -452,6 +469,10 @@ def test_the_peer_is_corrected_and_never_taken_from_others(store: Store) -> None
         assert not ensure_peer(master, first)
         assert ensure_peer(master, both)
         assert [peer for peer in master.peers() if peer.id == store.peer_id] == [both]
+        by_name = Peer(store.peer_id, key.replace("127.0.0.1", "localhost"), True, True, first.tables)
+        assert by_name.cluster_key != key
+        assert ensure_peer(master, by_name), "the same place under another name"
+        assert [peer for peer in master.peers() if peer.id == store.peer_id] == [first]
         with pytest.raises(PeerConflict, match=r"/elsewhere\b.* choose another walproxy_peer_id"):
             ensure_peer(master, Peer(store.peer_id, key + "2", True, True, both.tables))
     finally:

@@ -1,4 +1,4 @@
-"""The WAL proxy while what it depends on is away: region server, ZooKeeper, Kafka. Slow: servers start and stop."""
+"""The WAL proxy while the log is away. What it does without HBase and ZooKeeper, `test_hbase_kills` shows."""
 
 from __future__ import annotations
 
@@ -11,34 +11,7 @@ from messaging.home import Home
 from storage_repo.hbase.wal import remove_peer
 from tests.stack_support import up_or_skip
 from tests.storage_repo.wal_support import WATCHED, Notified, ProxyThread, Store, prepared_log, wait_until
-from tests.storage_repo.wal_workload import STATUS, write
-
-
-def test_edits_that_a_crashed_region_server_had_not_shipped_are_notified(own_stack: Stack, tmp_path: Path) -> None:
-    """Killed amid the writing, with ZooKeeper and all sessions: the log is shipped after recovery, to the same proxy.
-
-    A client that died before the crash, and one that dies with it, are healed as well.
-    """
-    up = up_or_skip(own_stack, ["hbase", "thrift", "thrift2"])
-    store, home = Store(up["hbase"].url, f"t{os.urandom(4).hex()}", tso=False), Home.open(tmp_path)
-    rng = random.Random(11)
-    with prepared_log(home, "", store.token) as log:
-        notified = Notified(log)
-        with ProxyThread(store, home, log, grace_s=1.0):
-            dead = store.begin()
-            dead.put("ad", "dead", STATUS)
-            dead.write()
-            assert dead.commit() is not None
-            write(store, rng, 40)
-            own_stack.kill("hbase")
-            own_stack.up(["hbase"])
-            write(store, rng, 20)
-            notified.wait_for({("ad", "dead", dead.commit_ts): frozenset({"status"})})
-            committed = store.recount()
-            notified.wait_for(committed)
-            assert notified.found() == committed
-            assert len(committed) > 60
-    store.close()
+from tests.storage_repo.wal_workload import write
 
 
 def test_nothing_is_acknowledged_while_the_log_is_away(

@@ -69,8 +69,8 @@ def origin(lane: LaneName = LaneName.HIGH, trace_id: str = "trace-1") -> Origin:
 class Store:
     """Tables of one test on a shared HBase."""
 
-    def __init__(self, url: str, token: str, *, tso: bool = True) -> None:
-        """Create the tables; without a TSO timestamps come from a clock, and nothing ever conflicts."""
+    def __init__(self, url: str, token: str) -> None:
+        """Create the tables."""
         self.token, self.prefix = token, f"{token}_"
         self.url = f"{url}&prefix={self.prefix}"
         self.plain_url = url
@@ -78,17 +78,12 @@ class Store:
         self.connections = HbaseConnections(HbaseAddress.parse(self.url))
         self.names = HbaseNames(RepoSchema.of(FAMILIES), self.prefix)
         for table, families in FAMILIES:
-            self._create(self.names.hbase_table(table), [*map(str.encode, families), ORIGIN_FAMILY], scope=1)
-        self.tso: TsoClient | ClockTso
-        if tso:
-            self.tso = TsoClient.open(self.connections.address.tso)
-        else:
-            self._create(layout.COMMIT_TABLE, [layout.COMMIT_FAMILY], scope=0)
-            self.tso = ClockTso(self.connections)
+            self._create(self.names.hbase_table(table), [*map(str.encode, families), ORIGIN_FAMILY])
+        self.tso = TsoClient.open(self.connections.address.tso)
 
-    def _create(self, table: bytes, families: list[bytes], scope: int) -> None:
+    def _create(self, table: bytes, families: list[bytes]) -> None:
         name = TTableName(ns=b"default", qualifier=table)
-        columns = [TColumnFamilyDescriptor(name=family, maxVersions=1_000_000, scope=scope) for family in families]
+        columns = [TColumnFamilyDescriptor(name=family, maxVersions=1_000_000, scope=1) for family in families]
         self.connections.admin("createTable", TTableDescriptor(tableName=name, columns=columns), [])
 
     def begin(self, by: Origin | None = None) -> Transaction:
@@ -129,28 +124,6 @@ class Store:
         """Close the connections; the tables stay until the server goes."""
         self.tso.close()
         self.connections.close()
-
-
-class ClockTso:
-    """Gives timestamps and writes the commit table as the TSO does: for tests in which a real one would not survive."""
-
-    def __init__(self, connections: HbaseConnections) -> None:
-        self._connections, self._last = connections, 0
-
-    def begin(self) -> int:
-        """Return a timestamp like Omid's WORLD_TIME."""
-        self._last = max(self._last + 50, time.time_ns() // 1_000_000 * 1_000_000)
-        return self._last
-
-    def commit(self, start: int, cell_ids: list[int], table_ids: list[int]) -> Committed | Aborted:
-        """Commit whatever it is."""
-        commit_ts = self.begin()
-        entry = TColumnValue(b"F", b"C", layout.encode_commit(start, commit_ts), start)
-        self._connections.put(layout.COMMIT_TABLE, [TPut(layout.commit_key(start), [entry])])
-        return Committed(commit_ts)
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 @dataclass

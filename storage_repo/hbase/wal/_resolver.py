@@ -28,6 +28,9 @@ _LOOK_UP = 1_000
 """Rows looked up at once: two or three round trips of at most 0.1 s each."""
 _SLOWEST_LOOK_S = 60.0
 """Between two looks at a transaction that goes on and on; also how long a stored position may lag behind."""
+_HBASES_CLOCK = range(10**12, 10**17)
+"""Versions that are milliseconds since the epoch: of writers without transactions, which leave the version to HBase.
+Omid's are nanoseconds, far above, or count transactions, far below."""
 _TRIM_S, _TRIM_IDLE_S = 10.0, 0.5
 """Between two stored positions; sooner when nothing waits, so that their lag tells that nothing does."""
 
@@ -196,15 +199,20 @@ class Resolver:
             taken.ignored["repeated"] += 1
 
     def _drop_expired(self, again: Iterable[Pending], taken: Taken) -> list[Pending]:
-        """Return those that are still to be asked for. Of the old ones a last look at their rows decides: a writer
-        that finished between our looks at row and commit table has removed its entry."""
+        """Return those that are still to be asked for: all that may commit yet, however old they are.
+
+        Of those that Omid lets commit no more a last look at their rows decides: a writer that finished between our
+        looks at row and commit table has removed its entry.
+        """
         oldest_us = now_us() - int(self._max_age_s * 1e6)
         left = [pending for pending in again if pending.first_us >= oldest_us]
         expired = [pending for pending in again if pending.first_us < oldest_us]
         if expired:
+            forbidden = self._rows.forbid(pending.start for pending in expired)
             found = self._rows.read([pending.key for pending in expired])
             for pending in expired:
-                if found[pending.key].commit_ts is None:
+                never = pending.start in forbidden or pending.start in _HBASES_CLOCK
+                if never and found[pending.key].commit_ts is None:
                     taken.ignored["never_committed"] += 1
                 else:
                     left.append(pending)

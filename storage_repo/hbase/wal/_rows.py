@@ -75,6 +75,15 @@ class Rows:
         """Return what the commit table says of transactions; it knows only those that did not clean up."""
         return self._lookup(sorted(set(starts)))
 
+    def forbid(self, starts: Iterable[int]) -> set[int]:
+        """Forbid those transactions to commit that the TSO refuses by now, and return them; others may still commit.
+
+        Omid's compaction does the same before it drops a cell. One of them may have been committed and finished since
+        it was looked up: then it has shadow cells, which are what counts.
+        """
+        low = self._commit_table.low_watermark()
+        return {start for start in set(starts) if start <= low and self._commit_table.invalidate(start)}
+
     def heal(self, commits: Mapping[RowKey, tuple[StoredRow, int]]) -> int:
         """Write the missing shadow cells of committed transactions, each row in one step; return how many cells."""
         puts: dict[bytes, list[object]] = {}

@@ -29,6 +29,8 @@ PBUF = b"PBUF"
 """Before every protobuf message that HBase keeps in ZooKeeper."""
 _META_MAGIC = 0xFF
 """HBase's client puts its own name before the data: this byte, int32 length, the name."""
+_RECONNECT = {"max_tries": -1, "delay": 0.1, "max_delay": 2.0, "ignore_expire": True}
+"""By default Kazoo's pauses grow to a minute, in which HBase would not find us although ZooKeeper is back."""
 _POLL_S = 0.05
 """Between two looks at a procedure: the quickest take about 100 ms."""
 _NOT_YET = ("PleaseHoldException", "ServerNotRunningYetException", "MasterNotRunningException", "NotServingRegion")
@@ -61,8 +63,8 @@ class Queue:
     """Write-ahead logs that are not read to their end; 1 is the one that is being written."""
     lag_ms: int
     last_shipped_age_ms: int
-    edits_read: int
-    edits_shipped: int
+    entries_read: int
+    cells_shipped: int
 
 
 class Master:
@@ -183,7 +185,7 @@ class Master:
 
 def connect(addresses: str, timeout_s: float = 15.0) -> KazooClient:
     """Return a started client of the ZooKeeper at "host:port,host:port". Raises HBaseAway."""
-    client = KazooClient(hosts=addresses, timeout=10.0)
+    client = KazooClient(hosts=addresses, timeout=10.0, connection_retry=_RECONNECT)
     try:
         client.start(timeout=timeout_s)
     except KazooTimeoutError as error:

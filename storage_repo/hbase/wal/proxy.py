@@ -8,10 +8,12 @@ dies go to the others.
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 import structlog
 
@@ -79,15 +81,21 @@ def ensure_peer(master: Master, wanted: Peer) -> bool:
         if master.add_peer(wanted):
             return True
         known = {peer.id: peer for peer in master.peers()}[wanted.id]  # another instance was quicker
-    if known.cluster_key != wanted.cluster_key:
+    if _loopback_by_number(known.cluster_key) != _loopback_by_number(wanted.cluster_key):
         raise PeerConflict(
             f"HBase has a replication peer {wanted.id} to {known.cluster_key}, wanted is {wanted.cluster_key}; choose "
             "another walproxy_peer_id, or remove that peer"
         )
     if known.tables == wanted.tables and known.serial == wanted.serial:
         return False
-    master.update_peer(wanted)
+    master.update_peer(replace(wanted, cluster_key=known.cluster_key))  # which HBase would not change
     return True
+
+
+def _loopback_by_number(cluster_key: str) -> str:
+    """Return a cluster's key with one name for this machine, which URLs write in two ways."""
+    addresses, slash, path = cluster_key.partition("/")
+    return re.sub(r"\blocalhost\b", "127.0.0.1", addresses) + slash + path
 
 
 def prepare_peer(

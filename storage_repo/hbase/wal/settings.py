@@ -25,10 +25,9 @@ class WalProxySettings(BaseModel):
     grace_s: float = Field(default=5.0, gt=0)
     """How long a transaction's shadow cells may be late before its outcome is looked up. Ours take some ms."""
     max_age_s: float = Field(default=3600.0, gt=0)
-    """When a transaction that is neither committed nor invalidated counts as aborted: twelve times the age at which
-    our own are refused. Should a Java client commit after it, its shadow cells still give the notification; if it
-    dies before it has written any, nobody heals or notifies its rows until somebody reads them."""
-
+    """From which age on a transaction that is neither committed nor invalidated counts as aborted, provided that the
+    TSO lets it commit no more (it is below Omid's low watermark): twelve times the age at which our own are refused.
+    A Java client may commit for as long as the TSO lets it, so it is looked up for as long."""
     collected_rows_per_s: float = Field(default=500.0, ge=0)
     """How many rows one proxy of all reads to drop old versions; 0: none does. At 500 a million rows take half an hour,
     and one connection of the Thrift server a tenth of its time."""

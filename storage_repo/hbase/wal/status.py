@@ -36,8 +36,9 @@ class QueueStatus(msgspec.Struct, frozen=True):
     """Not read to their end; 1 is the one that is being written."""
     lag_s: float
     """How old the oldest edit is that is not shipped; 0 when there is none."""
-    edits_read: int
-    edits_shipped: int
+    entries_read: int
+    """Of the log; one has all cells of a put, or of a batch of puts."""
+    cells_shipped: int
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
@@ -88,8 +89,8 @@ def walproxy_status(url: str) -> WalProxyStatus:
                     peer.cluster_key.endswith(f":{registry.path}"),
                     [Instance(host, port, (now_ms - since) / 1e3) for host, port, since in members],
                     [
-                        QueueStatus(q.server, q.queue_id, q.recovered, q.logs, q.lag_ms / 1e3, q.edits_read,
-                                    q.edits_shipped)
+                        QueueStatus(q.server, q.queue_id, q.recovered, q.logs, q.lag_ms / 1e3, q.entries_read,
+                                    q.cells_shipped)
                         for q in queues
                         if q.peer_id == peer.id
                     ],
