@@ -1,7 +1,7 @@
 """Vector indexes that a user could pick instead, each asked for the nearest that pass a filter.
 
-A searcher takes (query, mask, prepared filter, setting) and returns ids. Settings go from cheap to dear; the cheapest
-that reaches the recall is the one to compare with. Filters are prepared outside the timer, for everybody.
+A filter is a mask over the ids, None for no filter; what an index needs instead of a mask it is given by `prepare`.
+Settings go from cheap to dear; the cheapest that reaches the recall is the one to compare with.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import numpy.typing as npt
 
 Matrix = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-_BEAMS = (16, 32, 64, 128, 256, 512, 1_024, 2_560)
-_PROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+Ids = npt.NDArray[np.int64]
+_BEAMS = (16, 32, 64, 128, 256, 512, 1_024, 2_048)
+_FETCHES = (*_BEAMS, 4_096, 8_192, 16_384)
+_PROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
 _HNSW_M, _HNSW_EF = 16, 200
+_NAMES = ("faiss", "hnswlib", "usearch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,114 +32,127 @@ class Peer:
     name: str
     build_s: float
     settings: Sequence[int]
-    prepare: Callable[[Mask], Any]
+    """Ascending; more of it is more recall and more time."""
+    prepare: Callable[[Mask | None], Any]
     """Turn a mask into what the index takes as a filter."""
-    search: Callable[[Matrix, Mask, Any, int, int], npt.NDArray[np.int64]]
+    search: Callable[[Matrix, Mask | None, Any, int, int], Ids]
     """(query, mask, prepared filter, setting, k) -> ids, nearest first; without those that do not pass."""
 
 
-def peers(matrix: Matrix, lists: int) -> Iterator[Peer]:
-    """Build one peer after the other, those that are installed. One thread each."""
+def peers(matrix: Matrix, lists: int, *, graphs: bool = True, threads: int = 1) -> Iterator[Peer]:
+    """Build one peer after the other, those that are installed, with so many threads; they search with one.
+
+    Without `graphs` only those that are built in seconds.
+    """
     if importlib.util.find_spec("faiss") is not None:
-        yield from _faiss(matrix, lists)
-    yield from _hnswlib(matrix)
-    if importlib.util.find_spec("usearch") is not None:
-        yield from _usearch(matrix)
+        yield from _faiss(matrix, lists, graphs, threads)
+    if graphs and importlib.util.find_spec("hnswlib") is not None:
+        yield from _hnswlib(matrix, threads)
+    if graphs and importlib.util.find_spec("usearch") is not None:
+        yield from _usearch(matrix, threads)
 
 
 def missing() -> list[str]:
     """Return the peers that are not installed."""
-    return [name for name in ("faiss", "usearch") if importlib.util.find_spec(name) is None]
+    return [name for name in _NAMES if importlib.util.find_spec(name) is None]
 
 
-def _faiss(matrix: Matrix, lists: int) -> Iterator[Peer]:
+def _faiss(matrix: Matrix, lists: int, graphs: bool, threads: int) -> Iterator[Peer]:
     import faiss
 
-    faiss.omp_set_num_threads(1)
     count, dims = matrix.shape
 
-    def prepare(mask: Mask) -> Any:
+    def prepare(mask: Mask | None) -> Any:
+        if mask is None:
+            return None
         bits = np.packbits(mask, bitorder="little")
         return bits, faiss.IDSelectorBitmap(count, faiss.swig_ptr(bits))
 
-    def searcher(index: Any, parameters: Callable[[Any, int], Any]) -> Callable[..., npt.NDArray[np.int64]]:
-        def search(query: Matrix, mask: Mask, ready: Any, setting: int, k: int) -> npt.NDArray[np.int64]:
-            _, found = index.search(query[None], k, params=parameters(ready[1], setting))
-            ids: npt.NDArray[np.int64] = found[0]
+    def searcher(index: Any, parameters: Callable[..., Any], setting: str | None) -> Callable[..., Ids]:
+        def search(query: Matrix, mask: Mask | None, ready: Any, value: int, k: int) -> Ids:
+            own = {} if setting is None else {setting: value}
+            if ready is not None:
+                own["sel"] = ready[1]
+            _, found = index.search(query[None], k, params=parameters(**own) if own else None)
+            ids: Ids = found[0]
             return ids[ids >= 0]
 
         return search
 
+    def built(index: Any, train: Matrix | None = None) -> float:
+        faiss.omp_set_num_threads(threads)
+        started = time.perf_counter()
+        if train is not None:
+            index.train(train)
+        index.add(matrix)
+        took = time.perf_counter() - started
+        faiss.omp_set_num_threads(1)
+        return took
+
     flat = faiss.IndexFlatIP(dims)
-    started = time.perf_counter()
-    flat.add(matrix)
-    took = time.perf_counter() - started
-    yield Peer("faiss flat", took, (0,), prepare, searcher(flat, lambda sel, _: faiss.SearchParameters(sel=sel)))
-    started = time.perf_counter()
+    yield Peer("faiss flat", built(flat), (0,), prepare, searcher(flat, faiss.SearchParameters, None))
     ivf = faiss.IndexIVFFlat(faiss.IndexFlatIP(dims), dims, lists, faiss.METRIC_INNER_PRODUCT)
-    ivf.train(matrix[:: max(1, count // (64 * lists))])
-    ivf.add(matrix)
-    took = time.perf_counter() - started
-    settings = [probes for probes in _PROBES if probes <= lists]
-    by_probes = searcher(ivf, lambda sel, probes: faiss.SearchParametersIVF(sel=sel, nprobe=probes))
-    yield Peer("faiss IVF", took, settings, prepare, by_probes)
-    started = time.perf_counter()
-    hnsw = faiss.IndexHNSWFlat(dims, _HNSW_M, faiss.METRIC_INNER_PRODUCT)
-    hnsw.hnsw.efConstruction = _HNSW_EF
-    hnsw.add(matrix)
-    took = time.perf_counter() - started
-    by_beam = searcher(hnsw, lambda sel, beam: faiss.SearchParametersHNSW(sel=sel, efSearch=beam))
-    yield Peer("faiss HNSW", took, _BEAMS, prepare, by_beam)
+    took = built(ivf, matrix[:: max(1, count // (64 * lists))])
+    settings = [probes for probes in _PROBES if probes < lists] + [lists]
+    yield Peer("faiss IVF", took, settings, prepare, searcher(ivf, faiss.SearchParametersIVF, "nprobe"))
+    if graphs:
+        hnsw = faiss.IndexHNSWFlat(dims, _HNSW_M, faiss.METRIC_INNER_PRODUCT)
+        hnsw.hnsw.efConstruction = _HNSW_EF
+        took = built(hnsw)
+        yield Peer("faiss HNSW", took, _BEAMS, prepare, searcher(hnsw, faiss.SearchParametersHNSW, "efSearch"))
 
 
-def _hnswlib(matrix: Matrix) -> Iterator[Peer]:
+def _hnswlib(matrix: Matrix, threads: int) -> Iterator[Peer]:
     import hnswlib
 
     count, dims = matrix.shape
     index = hnswlib.Index("ip", dims)
     index.init_index(count, M=_HNSW_M, ef_construction=_HNSW_EF, random_seed=1)
     started = time.perf_counter()
-    index.add_items(matrix, np.arange(count), num_threads=1)
+    index.add_items(matrix, np.arange(count), num_threads=threads)
     took = time.perf_counter() - started
 
-    def callback(query: Matrix, mask: Mask, ready: Any, beam: int, k: int) -> npt.NDArray[np.int64]:
-        index.set_ef(max(beam, k))
+    def asked(query: Matrix, k: int, **own: Any) -> Ids:
         try:
-            found = index.knn_query(query, k=k, num_threads=1, filter=ready)[0][0]
+            return np.asarray(index.knn_query(query, k=k, num_threads=1, **own)[0][0], np.int64)
         except RuntimeError:  # it answers all or nothing
             return np.empty(0, np.int64)
-        return np.asarray(found, np.int64)
 
-    def over_fetch(query: Matrix, mask: Mask, ready: Any, beam: int, k: int) -> npt.NDArray[np.int64]:
+    def callback(query: Matrix, mask: Mask | None, ready: Any, beam: int, k: int) -> Ids:
+        index.set_ef(max(beam, k))
+        return asked(query, k) if ready is None else asked(query, k, filter=ready)
+
+    def over_fetch(query: Matrix, mask: Mask | None, ready: Any, beam: int, k: int) -> Ids:
         fetch = min(count, max(beam, k))
         index.set_ef(fetch)
-        try:
-            found = np.asarray(index.knn_query(query, k=fetch, num_threads=1)[0][0], np.int64)
-        except RuntimeError:
-            return np.empty(0, np.int64)
-        return found[mask[found]][:k]
+        found = asked(query, k if mask is None else fetch)
+        return found if mask is None else found[mask[found]][:k]
 
-    def called(mask: Mask) -> Callable[[int], bool]:
-        passes: Callable[[int], bool] = mask.tolist().__getitem__
-        return passes
+    def called(mask: Mask | None) -> Any:
+        """Return what turns an id into something true or false soonest: bytes, which are made by copying."""
+        return None if mask is None else mask.tobytes().__getitem__
 
     yield Peer("hnswlib callback", took, _BEAMS, called, callback)
-    yield Peer("hnswlib over-fetch", took, (*_BEAMS, 5_120, 10_240, 20_480), lambda mask: None, over_fetch)
+    yield Peer("hnswlib over-fetch", took, _FETCHES, _unprepared, over_fetch)
 
 
-def _usearch(matrix: Matrix) -> Iterator[Peer]:
+def _usearch(matrix: Matrix, threads: int) -> Iterator[Peer]:
     from usearch.index import Index
 
     count, dims = matrix.shape
     started = time.perf_counter()
     index = Index(ndim=dims, metric="ip", dtype="f32", connectivity=_HNSW_M, expansion_add=_HNSW_EF)
-    index.add(np.arange(count), matrix, threads=1)
+    index.add(np.arange(count), matrix, threads=threads)
     took = time.perf_counter() - started
 
-    def over_fetch(query: Matrix, mask: Mask, ready: Any, beam: int, k: int) -> npt.NDArray[np.int64]:
+    def over_fetch(query: Matrix, mask: Mask | None, ready: Any, beam: int, k: int) -> Ids:
         fetch = min(count, max(beam, k))
         index.expansion_search = fetch
-        found = np.asarray(index.search(query, fetch, threads=1).keys, np.int64)
-        return found[mask[found]][:k]
+        found = np.asarray(index.search(query, k if mask is None else fetch, threads=1).keys, np.int64)
+        return found if mask is None else found[mask[found]][:k]
 
-    yield Peer("usearch over-fetch", took, (*_BEAMS, 5_120, 10_240), lambda mask: None, over_fetch)
+    yield Peer("usearch over-fetch", took, _FETCHES, _unprepared, over_fetch)
+
+
+def _unprepared(mask: Mask | None) -> None:
+    return None

@@ -120,6 +120,14 @@ class TermColumn:
         self._numbers.append(numbers)
         self._lengths.append(lengths)
 
+    def is_key(self, keys: Sequence[Any]) -> bool:
+        """Tell whether every document has its own id in this field, and nothing else."""
+        if self._payloads is not None or len(self._known) != len(keys):
+            return False
+        if any(isinstance(value, bool) for value in self._known):  # True equals 1, but its term is "true"
+            return False
+        return all(bool((lengths == 1).all()) for lengths in self._lengths) and list(self._known) == keys
+
     def finish(self) -> Postings:
         """Return all postings."""
         if not self._numbers:

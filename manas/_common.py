@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,3 +19,22 @@ class Common:
     """Little-endian float32 of the document that `similar_to` names, which only one shard has."""
     diversity: bool = True
     """False: the best whatever they share, with their groups: the broker sees to diversity."""
+    light: bool = False
+    """With a second phase: hits with their scores of the first as well: the broker chooses whom it scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One of several requests asked together."""
+
+    request: Mapping[str, Any]
+    k: int = 10
+    counting: bool = True
+    common: Common | None = None
+
+
+def with_shared(common: Common | None, shared: Common | None) -> Common | None:
+    """Return what is common for one of several requests, with the counts that all of them share."""
+    if shared is None:
+        return common
+    return replace(common or Common(), documents=shared.documents, frequencies=shared.frequencies)

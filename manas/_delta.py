@@ -120,6 +120,16 @@ class Delta:
         for term in after:
             postings[term].add(slot)
 
+    def dismantle(self, count: int) -> bool:
+        """Free `count` documents of a delta that nobody reads any more; return whether there are more.
+
+        Thousands at once would keep every other thread waiting for tens of milliseconds.
+        """
+        del self._documents[-count:]
+        for _ in range(min(count, len(self.entries))):
+            self.entries.popitem()
+        return bool(self._documents or self.entries)
+
     @property
     def slots(self) -> int:
         """Slots ever allocated: bounded by the largest number of documents alive at once."""

@@ -36,8 +36,19 @@ class DeltaVectors:
         self.ids.add(slot)
 
     def nearest(
-        self, query: Floats, words: Words, survivors: int, k: int, *, exact_survivors: int, only: Way | None = None
+        self,
+        query: Floats,
+        words: Words,
+        survivors: int,
+        k: int,
+        *,
+        exact_survivors: int,
+        only: Way | None = None,
+        deadline: float | None = None,
     ) -> Neighbours:
-        """Return the `k` (0: all) nearest of the slots in `words`, and what ties with the last of them."""
-        ids, scores = exact(self._table, query, words, survivors, k, None)
-        return Neighbours(ids, scores, Way.EXACT, survivors)
+        """Return the `k` (0: all) nearest of the slots in `words`, and what ties with the last of them.
+
+        `deadline` is a time of the monotonic clock; what was found until then is returned as not complete.
+        """
+        ids, scores, complete = exact(self._table, query, words, survivors, k, deadline)
+        return Neighbours(ids, scores, Way.EXACT, survivors, complete=complete)

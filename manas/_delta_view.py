@@ -93,10 +93,10 @@ class DeltaView:
                 trace.append({**row, "matched": matched, "remaining": len(remaining)})
         return remaining
 
-    def matching(self, conditions: Sequence[Condition]) -> tuple[Words, int]:
-        """Return the live slots that satisfy all conditions as words, and their number."""
+    def matching(self, conditions: Sequence[Condition], deadline: float | None = None) -> tuple[Words, int, bool]:
+        """Return the live slots that satisfy all conditions as words, and their number; the deadline never comes."""
         survivors = self.survive(conditions)
-        return words_of(id_array(survivors), self.layer.slots), len(survivors)
+        return words_of(id_array(survivors), self.layer.slots), len(survivors), True
 
     def best(
         self,

@@ -27,7 +27,7 @@ from manas._clauses import (
     Term,
 )
 from manas._layer import LayerView
-from manas._ranking import Ranked
+from manas._ranking import Ranked, Scores
 from manas._request import Query
 from manas._view import View
 from manas.budgets import BudgetTable, is_capped, is_funded
@@ -42,8 +42,6 @@ def explain_ad(
     """
     steps = [_existence(view, ad_id)]
     place = view.find(ad_id)
-    score: float | None = None
-    rank: int | None = None
     if place is not None:
         layer, internal = place
         values = decode_document(layer.layer.body(internal))
@@ -62,13 +60,36 @@ def explain_ad(
             capped, evidence = _frequency(values, view, budgets, query)
             words = "is of none that the user has seen as often as its cap allows"
             steps.append({"clause": "frequency", "passes": not capped, "words": words, "evidence": evidence})
-        if all(step["passes"] for step in steps):
-            found = [i for i, key in enumerate(everything.keys.tolist()) if str(key) == ad_id]
-            if found:
-                rank, score = found[0] + 1, float(everything.scores[found[0]])
-                steps.append(_ranking(rank, score, ad_id in hits, k, query))
-            else:
-                steps.append(_left_out(len(everything.ids)))
+    keys = list(map(str, everything.keys.tolist()))
+    return conclude(ad_id, steps, keys, everything.scores, hits, k, query.max_per_group)
+
+
+LAST_STEPS = ("rank", "rerank")
+"""What `conclude` adds to the steps of an ad that fits."""
+
+
+def conclude(
+    ad_id: str,
+    steps: list[dict[str, Any]],
+    keys: Sequence[str],
+    scores: Sequence[float] | Scores,
+    hits: Sequence[str],
+    k: int,
+    most: int | None,
+) -> dict[str, Any]:
+    """Return an ad's way through a query whose conditions are judged: where it ranks, if it fits, and why it is out.
+
+    `keys` and `scores` are the full ranking without diversity; `most` is how many ads may share a group.
+    """
+    score: float | None = None
+    rank: int | None = None
+    if all(step["passes"] for step in steps):
+        if ad_id in keys:
+            rank = keys.index(ad_id) + 1
+            score = float(scores[rank - 1])
+            steps.append(_ranking(rank, score, ad_id in hits, k, most))
+        else:
+            steps.append(_left_out(len(keys)))
     failed = next((s for s in steps if not s["passes"]), None)
     why = "it is in the answer" if failed is None else f"{failed['clause']}: {failed['evidence']}"
     return {"ad_id": ad_id, "in_answer": ad_id in hits, "why": why, "rank": rank, "score": score, "steps": steps}
@@ -100,12 +121,12 @@ def _left_out(candidates: int) -> dict[str, Any]:
     return {"clause": "rerank", "passes": False, "words": words, "evidence": evidence}
 
 
-def _ranking(rank: int, score: float, included: bool, k: int, query: Query) -> dict[str, Any]:
+def _ranking(rank: int, score: float, included: bool, k: int, most: int | None) -> dict[str, Any]:
     evidence = f"rank {rank} with score {score:.6g}"
     if not included and k and rank > k:
         evidence += f", below the first {k}"
-    elif not included and query.max_per_group is not None:
-        evidence += f", but {query.max_per_group} better ads share its advertiser"
+    elif not included and most is not None:
+        evidence += f", but {most} better ads share its advertiser"
     elif not included:
         evidence += ", but the approximate search did not find it"
     return {"clause": "rank", "passes": included, "words": f"is among the first {k or 'of all'}", "evidence": evidence}

@@ -145,6 +145,8 @@ class Folder:
         self._job: _Job | None = None
         self._positions: Mapping[int, int] = {}
         self._retry_at = 0.0
+        self._spent: Delta | None = None
+        """A delta that has been folded, being freed."""
         self.problem = ""
         self.folded = 0
         """Foldings done."""
@@ -172,15 +174,17 @@ class Folder:
         Returns whether there is more to do at once.
         """
         delta = self._view.delta
+        if self._spent is not None and not self._spent.dismantle(_ROWS):
+            self._spent = None
         try:
             if self._job is None and self._view.frozen is None:
                 if len(delta.entries) < self.limits.documents and delta.bytes < self.limits.bytes:
-                    return False
+                    return self._spent is not None
                 self._adopter.freeze(self._view)
                 self._positions = dict(positions)
             if self._job is None:
                 if self._view.frozen is None or time.monotonic() < self._retry_at:
-                    return False
+                    return self._spent is not None
                 self._job = _Job(self._directory, self._view, self._view.frozen, self._catalog, self._positions)
             done = self._job.step()
             if done is not None:
@@ -188,7 +192,7 @@ class Folder:
         except (OSError, SegmentError, FoldFailed) as error:
             self._fail(error)
             return False
-        return self._job is not None and not self._job.waiting
+        return self._spent is not None or (self._job is not None and not self._job.waiting)
 
     def fold_now(self, positions: Mapping[int, int]) -> None:
         """Fold if there is reason to, and wait for it. Raises FoldFailed; for a view that is filled aside."""
@@ -233,6 +237,7 @@ class Folder:
         names = (*(f.name for f in kept), fold.name)
         fingerprint = self._catalog.fingerprint
         write_set(self._directory, FoldSet(FOLD_FORMAT, self._view.base_version, fingerprint, names))
+        self._spent = self._view.frozen
         self._adopter.adopt(self._view, fold, prepared, job.merged)
         self._job = None
         self.folded += 1

@@ -1,12 +1,14 @@
 """Follow the log: deltas and budgets into the index, newer bases by a swap, all at positions of its own.
 
 It starts at the manifest's positions, or at the log's beginning without a base; the budgets topic is always read from
-its beginning. The stored positions of group "manas" only say what was answerable and reported before: records below
-them are replayed without latencies and without a second dead letter.
+its beginning. The stored positions of group "manas" (of shards from the second on "manas-1", "manas-2", ...) only say
+what was answerable and reported before: records below them are replayed without latencies and without a second dead
+letter. What every shard reads alike (budgets, messages that no shard can read) the first one reports.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +32,7 @@ from messaging.proto import adsindex_pb2 as pb
 from messaging.topics import BUDGETS, DELTAS
 
 GROUP = "manas"
+_GROUPS = re.compile(rf"{GROUP}-(\d+)")
 _COMMIT_SECONDS = 1.0
 """A stored position costs a sync of the log; after a kill at most this much is counted twice."""
 _HOLD_SECONDS = 0.05
@@ -64,6 +67,9 @@ class Follower:
         self._folder: Folder | None = None
         self._committed_at = time.monotonic()
         self._dirty = False
+        self._first = index.shard.number == 0
+        self._groups = [_group(index.shard.number)]
+        """The own one, then those of shards that there were before and that now move along with the first."""
         index.describe = self.describe
 
     def describe(self) -> dict[str, Any]:
@@ -83,7 +89,9 @@ class Follower:
         """
         self._positions[BUDGETS] = dict(self._log.start_offsets(BUDGETS))
         self._put(self._loader.first())
-        self._replayed_below = {topic: dict(self._log.committed(GROUP, topic)) for topic in (DELTAS, BUDGETS)}
+        self._replayed_below = {topic: self._committed(topic) for topic in (DELTAS, BUDGETS)}
+        if self._first and self._metrics is not None:
+            self._groups[1:] = _retired(self._log, self._index.shard.count)
         if self._metrics is not None:
             base, problem = self._index.base_version, self._loader.problem
             _log.info("manas.started", base=base, positions=self._positions, problem=problem)
@@ -148,11 +156,17 @@ class Follower:
             # Never backwards: during a replay the positions are below what was answerable and reported before.
             self._log.set_committed(
                 [
-                    Position(GROUP, topic, partition, max(offset, self._replayed_below[topic].get(partition, 0)))
+                    Position(group, topic, partition, max(offset, self._replayed_below[topic].get(partition, 0)))
+                    for group in self._groups
                     for topic, parts in self._positions.items()
                     for partition, offset in parts.items()
                 ]
             )
+
+    def _committed(self, topic: str) -> Positions:
+        """Return what was reported before; a shard that is new goes on where the whole, or the first shard, was."""
+        own = self._log.committed(self._groups[0], topic)
+        return dict(own if any(own.values()) else self._log.committed(GROUP, topic))
 
     # ---- records ----
 
@@ -183,7 +197,10 @@ class Follower:
                 if not self._index.shard.has(delta.document_id):
                     continue
                 batches[record.offset >= below].append((delta, self._index.prepare(delta)))
-            except (BadMessage, InvalidDocument) as error:
+            except BadMessage as error:
+                if self._first:
+                    self._dead_letter(record, error, delta.header, delta.document_id, "DocumentDelta")
+            except InvalidDocument as error:
                 self._dead_letter(record, error, delta.header, delta.document_id, "DocumentDelta")
         replayed, fresh = batches
         self._index.apply((prepared for _, prepared in replayed), replay=True)
@@ -215,8 +232,11 @@ class Follower:
                     raise InvalidDocument(f"budget state without campaign id or version: {state.campaign_id!r}")
                 states.append((record.offset >= below, state))
             except (BadMessage, InvalidDocument) as error:
-                self._dead_letter(record, error, state.header, state.campaign_id, "BudgetState")
+                if self._first:
+                    self._dead_letter(record, error, state.header, state.campaign_id, "BudgetState")
         outcomes = self._index.apply_budgets([state for _, state in states])
+        if not self._first:
+            return
         for (fresh, _), outcome in zip(states, outcomes, strict=True):
             if fresh:
                 self._count("budgets_applied" if outcome is Outcome.APPLIED else f"budgets_ignored:{outcome}")
@@ -232,7 +252,7 @@ class Follower:
             dropped = [(h, f"{kind}/{name}") for (h, name), o in zip(judged, outcomes, strict=True) if o is outcome]
             out += drops_of("manas", f"{outcome}_{kind}", dropped, self._metrics)
         if out and self._metrics is not None:
-            self._log.publish(out, [Position(GROUP, last.topic, last.partition, last.offset + 1)])
+            self._log.publish(out, [Position(self._groups[0], last.topic, last.partition, last.offset + 1)])
 
     def _dead_letter(self, record: Record, error: Exception, header: pb.Header, row: str, kind: str) -> None:
         """Put a record that cannot be applied aside, once: the position is stored in the same step."""
@@ -243,7 +263,7 @@ class Follower:
             "manas", reason, str(error), header=header, row=row, record=record, payload_type=kind
         )
         out: OutRecord = dead_letters.out_record(letter)
-        self._log.publish([out], [Position(GROUP, record.topic, record.partition, record.offset + 1)])
+        self._log.publish([out], [Position(self._groups[0], record.topic, record.partition, record.offset + 1)])
         self._count(f"dead_letters:{reason}")
         _log.warning("manas.dead_letter", reason=reason, error=str(error), offset=record.offset)
 
@@ -290,6 +310,16 @@ class Follower:
             folder.fresh.clear()
             self._count("folded")
         return more
+
+
+def _group(number: int) -> str:
+    return GROUP if number == 0 else f"{GROUP}-{number}"
+
+
+def _retired(log: Log, count: int) -> list[str]:
+    """Return the groups of shards that are no more: left where they are they would keep the log from being trimmed."""
+    found = {group for group, _ in log.groups()}
+    return sorted(group for group in found if (named := _GROUPS.fullmatch(group)) and int(named[1]) >= count)
 
 
 def _applied(delta: pb.DocumentDelta, answerable_us: int) -> pb.Applied:

@@ -3,7 +3,10 @@
 | file | content |
 | --- | --- |
 | `forward.FAMILY.blob` | per document the canonical map of the family's fields, in order of input |
-| `forward.FAMILY.starts`, `forward.FAMILY.lengths` | uint64 and uint32 by internal id |
+| `forward.FAMILY.starts` | by internal id: where the map begins; uint32 where they all fit, else uint64 |
+| `forward.FAMILY.lengths` | by internal id: bytes of the map; uint16 where they all fit, else uint32 |
+
+The length of a file tells which of the two types it has.
 
 With one family the map is the document. With more, a document is put together again from all of them, byte by byte as
 it came. Fields that the catalogue does not know are in the family `body`.
@@ -22,6 +25,7 @@ import numpy.typing as npt
 
 from catalog.documents import decode_document
 from catalog.model import BODY
+from manas._dictionary import shortest
 from manas._exceptions import InvalidDocument
 
 _LONGEST = (1 << 32) - 1
@@ -74,9 +78,11 @@ class ForwardWriter:
         for name, parts in self._lengths.items():
             lengths = np.concatenate([np.empty(0, np.uint64), *parts])
             starts = np.cumsum(lengths, dtype=np.uint64) - lengths
-            for file, values in (("starts", starts[inputs]), ("lengths", lengths[inputs].astype(np.uint32))):
+            short = len(lengths) == 0 or int(lengths.max()) < 1 << 16
+            narrow = lengths.astype(np.uint16 if short else np.uint32)
+            for file, values in (("starts", shortest(starts)), ("lengths", narrow)):
                 with (self._directory / f"forward.{name}.{file}").open("xb") as handle:
-                    values.tofile(handle)
+                    values[inputs].tofile(handle)
 
     def close(self) -> None:
         """Close the files; safe to call twice."""
@@ -90,8 +96,8 @@ class Forward:
         self,
         families: Mapping[str, str],
         blobs: Mapping[str, Any],
-        starts: Mapping[str, npt.NDArray[np.uint64]],
-        lengths: Mapping[str, npt.NDArray[np.uint32]],
+        starts: Mapping[str, npt.NDArray[Any]],
+        lengths: Mapping[str, npt.NDArray[Any]],
     ) -> None:
         """`families` has the family of every field; the others are by family."""
         self._family = dict(families)

@@ -75,6 +75,8 @@ class Candidates:
     """False when a deadline came first: there may be better ones."""
     words: str
     """How they were found."""
+    ranked: bool = False
+    """They are in the order of the answer: by score, then by document id."""
 
 
 class LayerView(Protocol):
@@ -102,8 +104,11 @@ class LayerView(Protocol):
     def survive(self, conditions: Sequence[Condition], trace: list[dict[str, Any]] | None = None) -> BitMap:
         """Return the live ids that satisfy all conditions; `trace` receives a row per condition, cheapest first."""
 
-    def matching(self, conditions: Sequence[Condition]) -> tuple[Words, int]:
-        """Return the live ids that satisfy all conditions as words of a bitmap, and their number."""
+    def matching(self, conditions: Sequence[Condition], deadline: float | None = None) -> tuple[Words, int, bool]:
+        """Return the live ids that satisfy all conditions as words of a bitmap, their number, and whether that is all.
+
+        `deadline` is a time of the monotonic clock; what matched until then is returned.
+        """
 
     def best(
         self,

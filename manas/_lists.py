@@ -2,18 +2,25 @@
 
 | file | content |
 | --- | --- |
-| `terms.blob`, `terms.offsets` | sorted dictionary: field, NUL, term; offsets as uint32, uint64 from 4 GiB on |
-| `postings.places` | uint64 by term: where its list is; the highest bit says dense |
+| `terms.blob` | the terms (UTF-8) of all fields, fields by name, terms sorted, front-coded (`_dictionary`) |
+| `terms.offsets` | where each group of 16 terms begins, and the end; every field begins a group |
+| `postings.places` | by term: where its list is |
 | `postings.counts` | uint32 by term: how many ids the list has |
 | `postings.dense` | bitmaps over all ids, one bit per id; places count words |
-| `postings.split` | ascending uint32 ids; places count ids |
-| `payloads.FIELD.values` | float32 of the field's lists in order of the terms, aligned with the lists' ascending ids |
+| `postings.packed` | ascending ids as gaps of as many bits as needed (`kernels/_list_source`); places count bytes |
+| `payloads.FIELD.values` | of the field's lists in order of the terms, aligned with their ascending ids: float32, or |
+| `payloads.FIELD.table` | if there are at most 256 different ones: these (float32); `values` are uint8 places in it |
 | `payloads.FIELD.starts` | uint64 by term of the field, and the end: places of each list's values |
 | `payloads.FIELD.bounds` | float32, the largest payload of each block (dense list) or of each 128 ids (split list) |
 | `payloads.FIELD.bound_starts` | uint64 by term of the field, and the end: places of each list's bounds |
 
-A list is dense from 1/32 of the ids on: a bitmap is then not larger than the ids, and blocks of it are joined without
-looking at ids. Payloads are in order of ids for both kinds; in a dense list an id's place is the number of bits before.
+Offsets and places are uint32 where they fit, else uint64: the length of the file tells. The highest bit of a place says
+that the list is a bitmap. The place of a list of one id is the id. How many terms a field has is in the manifest.
+
+A list is *dense* from 1/32 of the ids on, else *split*: that is how it is joined, block by block or id by id, and what
+its bounds are of. Dense lists of 1/8 of the ids or more are kept as bitmaps; rarer ones take less room packed, and are
+made a bitmap when they are first asked for. Payloads are in order of ids for both; in a dense list an id's place is the
+number of bits before.
 """
 
 from __future__ import annotations
@@ -25,16 +32,29 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from manas import kernels
 from manas._bits import blocks_of, words_of
 from manas._columns import Postings
+from manas._dictionary import shortest, write_strings
 from manas.kernels.layout import BLOCK_IDS, BLOCK_WORDS, BOUND_IDS
+from manas.kernels.list_layout import RUN_IDS, Pack
 
-DENSE_BIT = 1 << 63
+DENSE_BIT, SHORT_DENSE_BIT = 1 << 63, 1 << 31
+"""The highest bit of a place as uint64, and as uint32."""
 _DENSE_FROM = 1 / 32
 """Share of the ids from which a bitmap is not larger than the list of 32-bit ids."""
+_BITMAP_FROM = 1 / 8
+"""Share of the ids from which gaps, of six bits then, save less than a quarter of a bitmap."""
 _SMALLEST_DENSE = 32
 """Ids of a segment below which no list is dense: everything fits in a page anyway."""
+_TABLE = 256
+"""Different payloads whose places fit in a byte."""
 Sizes = dict[str, int]
+
+
+def is_dense(count: int, ids: int) -> bool:
+    """Tell whether a list of `count` of so many ids is joined block by block."""
+    return count >= ids * _DENSE_FROM and ids > _SMALLEST_DENSE
 
 
 class ListWriter:
@@ -48,59 +68,76 @@ class ListWriter:
         self._words = blocks_of(self._count) * BLOCK_WORDS
         self._places: list[npt.NDArray[np.uint64]] = []
         self._counts: list[npt.NDArray[np.uint32]] = []
-        self._dense_at = self._split_at = 0
+        self._dense_at = self._packed_at = 0
         self.sizes: dict[str, Sizes] = {}
 
     def write(self, fields: Mapping[str, Postings]) -> dict[str, Sizes]:
         """Write everything; return per field how many lists of each kind there are, and their bytes."""
-        offsets = [np.zeros(1, np.uint64)]
-        end = 0
+        offsets = [0]
         with (
             (self._directory / "terms.blob").open("xb") as blob,
             (self._directory / "postings.dense").open("xb") as dense,
-            (self._directory / "postings.split").open("xb") as split,
+            (self._directory / "postings.packed").open("xb") as packed,
         ):
             for name in sorted(fields):
-                keys = [dictionary_key(name, term) for term in fields[name].terms]
-                blob.write(b"".join(keys))
-                lengths = np.fromiter(map(len, keys), np.uint64, len(keys))
-                offsets.append(np.cumsum(lengths, dtype=np.uint64) + np.uint64(end))
-                end += int(lengths.sum())
-                self.sizes[name] = self._field(name, fields[name], dense, split)
-        places = np.concatenate(offsets)
-        self._save("terms.offsets", places.astype(np.uint32) if end < 1 << 32 else places)
-        self._save("postings.places", np.concatenate([np.empty(0, np.uint64), *self._places]))
+                offsets += write_strings(blob, list(map(encoded, fields[name].terms)), offsets[-1])
+                self.sizes[name] = self._field(name, fields[name], dense, packed)
+        self._save("terms.offsets", shortest(np.array(offsets, np.uint64)))
+        places = np.concatenate([np.empty(0, np.uint64), *self._places])
+        if max(self._dense_at, self._packed_at, self._count) < SHORT_DENSE_BIT:
+            places = np.where(places >= DENSE_BIT, places - DENSE_BIT + SHORT_DENSE_BIT, places).astype(np.uint32)
+        self._save("postings.places", places)
         self._save("postings.counts", np.concatenate([np.empty(0, np.uint32), *self._counts]))
         return self.sizes
 
-    def _field(self, name: str, postings: Postings, dense_file: BinaryIO, split_file: BinaryIO) -> Sizes:
+    def _field(self, name: str, postings: Postings, dense_file: BinaryIO, packed_file: BinaryIO) -> Sizes:
         terms = len(postings.terms)
         ids, owners, payloads = self._in_order(postings)
         counts = np.bincount(owners, minlength=terms).astype(np.uint32)
         starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         dense = (counts >= self._count * _DENSE_FROM) & (self._count > _SMALLEST_DENSE)
+        bitmap = dense & (counts >= self._count * _BITMAP_FROM)
         places = np.zeros(terms, np.uint64)
-        split_ids = ids[~dense[owners]] if dense.any() else ids
-        split_ids.tofile(split_file)
-        split_counts = np.where(dense, 0, counts).astype(np.int64)
-        places[:] = (self._split_at + np.cumsum(split_counts) - split_counts).astype(np.uint64)
-        self._split_at += len(split_ids)
-        for term in np.flatnonzero(dense).tolist():
+        single = (counts == 1) & ~bitmap
+        places[single] = ids[starts[:-1][single]]
+        rest = np.flatnonzero(~bitmap & (counts > 1))
+        bytes_of = np.zeros(terms, np.int64)
+        places[rest], bytes_of[rest] = self._pack(ids[~(bitmap | single)[owners]], counts[rest], packed_file)
+        for term in np.flatnonzero(bitmap).tolist():
             places[term] = DENSE_BIT | self._dense_at
             words_of(ids[starts[term] : starts[term + 1]], self._count).tofile(dense_file)
             self._dense_at += self._words
+            bytes_of[term] = self._words * 8
         self._places.append(places)
         self._counts.append(counts)
-        lists = int(dense.sum())
         sizes = {
-            "dense_lists": lists,
-            "dense_bytes": lists * self._words * 8,
-            "split_lists": terms - lists,
-            "split_bytes": len(split_ids) * 4,
+            "terms": terms,
+            "dense_lists": int(dense.sum()),
+            "dense_bytes": int(bytes_of[dense].sum()),
+            "split_lists": int((~dense).sum()),
+            "split_bytes": int(bytes_of[~dense].sum()),
         }
         if payloads is not None:
             sizes |= self._payloads(name, payloads, ids, counts, starts, dense)
         return sizes
+
+    def _pack(
+        self, ids: npt.NDArray[np.uint32], counts: npt.NDArray[np.uint32], file: BinaryIO
+    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+        """Write lists, one behind the other in `ids`; return the place and the bytes of each."""
+        wide = counts.astype(np.int64)
+        ids = np.ascontiguousarray(ids)
+        out = np.empty(4 * len(ids) + int((-(-wide // RUN_IDS)).sum()), np.uint8)
+        begins = np.zeros(len(wide) + 1, np.int64)
+        p = np.zeros(Pack.COUNT, np.int64)
+        p[Pack.IDS], p[Pack.COUNTS], p[Pack.LISTS] = ids.ctypes.data, wide.ctypes.data, len(wide)
+        p[Pack.OUT], p[Pack.PLACES] = out.ctypes.data, begins.ctypes.data
+        kernels.load().pack(p.ctypes.data)
+        end = begins[-1] = p[Pack.END]
+        out[:end].tofile(file)
+        places = (begins[:-1] + self._packed_at).astype(np.uint64)
+        self._packed_at += int(end)
+        return places, np.diff(begins)
 
     def _in_order(
         self, postings: Postings
@@ -142,17 +179,21 @@ class ListWriter:
         if len(slots):
             heads = np.flatnonzero(np.concatenate([[True], slots[1:] != slots[:-1]]))
             bounds[slots[heads]] = np.maximum.reduceat(values, heads)
-        self._save(f"payloads.{name}.values", values)
+        kept: npt.NDArray[Any] = values
+        if len(values) >= _TABLE and len(table := np.unique(values)) <= _TABLE:
+            self._save(f"payloads.{name}.table", table)
+            kept = np.searchsorted(table, values).astype(np.uint8)
+        self._save(f"payloads.{name}.values", kept)
         self._save(f"payloads.{name}.starts", starts.astype(np.uint64))
         self._save(f"payloads.{name}.bounds", bounds)
         self._save(f"payloads.{name}.bound_starts", bound_starts.astype(np.uint64))
-        return {"payload_bytes": values.nbytes, "bound_bytes": bounds.nbytes}
+        return {"payload_bytes": kept.nbytes, "bound_bytes": bounds.nbytes}
 
     def _save(self, name: str, values: npt.NDArray[Any]) -> None:
         with (self._directory / name).open("xb") as handle:
             np.ascontiguousarray(values).tofile(handle)
 
 
-def dictionary_key(field: str, term: str) -> bytes:
-    """Return the term dictionary's key; field names have no NUL, so keys are unique."""
-    return f"{field}\0{term}".encode(errors="surrogatepass")
+def encoded(term: str) -> bytes:
+    """Return a term as the dictionary has it."""
+    return term.encode(errors="surrogatepass")

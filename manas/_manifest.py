@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 from manas._exceptions import SegmentCorrupt, SegmentFormat, SegmentMissing
+from manas._packed import Packing, id_bytes
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
 
@@ -54,16 +55,24 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Field -> share of documents that have it, 0..1."""
     fields: dict[str, FieldFormat]
     postings: dict[str, int]
-    """Number and bytes of dense and of split posting lists, bytes of their payloads and of the payloads' bounds."""
+    """Number of terms, number and bytes of dense and of split posting lists, bytes of payloads and of their bounds."""
     postings_by_field: dict[str, dict[str, int]]
     """The same for each field."""
     files: dict[str, FileEntry]
     created_at: str
     """ISO time, UTC."""
+    packed: dict[str, Packing] = {}
+    """File -> how its whole numbers are stored."""
+    keys: tuple[str, ...] = ()
+    """Fields in which every document has its own id and nothing else: they have no lists, the ids find the document."""
     shards: tuple[str, ...] = ()
     """Directories of the segments that a base consists of; none where it is one segment itself."""
     checksum: str = ""
     """BLAKE2b-128 of this manifest with an empty checksum."""
+
+    def widths(self) -> dict[str, int]:
+        """Return the files of a segment that have one entry for each document, and an entry's bytes."""
+        return {"ids.order": id_bytes(self.documents), "versions": self.packed["versions"].bytes}
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:

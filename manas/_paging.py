@@ -63,6 +63,12 @@ def read_page(request: Mapping[str, Any], *, int_keys: bool) -> Page | None:
     return page
 
 
+def check_size(k: int) -> None:
+    """Raises InvalidRequest for a page of everything."""
+    if k == 0:
+        raise InvalidRequest(f"{KEY}: pages have a size; give k from 1 on")
+
+
 def write_page(page: Page) -> str:
     """Return the token of a page."""
     return base64.urlsafe_b64encode(msgspec.msgpack.encode(page)).decode()

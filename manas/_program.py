@@ -1,14 +1,16 @@
-"""Conditions compiled to a program over blocks of ids, and its running: the best k, or the bitmap of all matches.
+"""Conditions compiled to a program over blocks of ids.
 
 A program is a list of instructions for a stack of block bitmaps (1024 ids each). Its parts are joined by AND, cheapest
 first; after each part an empty block is left at once. When a part consists of short posting lists only, they drive:
 blocks without any of their ids are never looked at.
+
+The parts of most requests are those of earlier ones put together anew (this country, that device), and depend on
+nothing but a segment's lists: their instructions are kept (`Fragment`).
 """
 
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from catalog.targeting import accept_term, any_term, exclude_term
-from manas import kernels
-from manas._bits import Words, ids_of
+from manas._bits import Words
 from manas._clauses import (
     And,
     Clause,
@@ -37,8 +38,11 @@ from manas._clauses import (
     Targets,
     Term,
 )
-from manas._layer import Boost, Ids
-from manas.kernels.layout import BLOCK_IDS, BLOCK_WORDS, Bonus, Code, Op, Param
+from manas._lately import Lately
+from manas._layer import Boost
+from manas._number_column import Column
+from manas._postings import Posting
+from manas.kernels.layout import Code, Op
 
 if TYPE_CHECKING:
     from manas._predicates import Bench
@@ -49,87 +53,28 @@ _DRIVE_BELOW = 1 / 64
 _NARROW = 1 / 32
 """Ranges that hold less than this share of the ids become a posting list of their own; wider ones are compared id by
 id, and only where the other parts left something."""
-_SLICE_BLOCKS = 64
-"""Blocks between two looks at the clock when a deadline is given: some tens of microseconds of work."""
-_DEPTH = 40
-"""Of the stack of block bitmaps: filter trees are at most 32 deep."""
-
-
-@dataclass(frozen=True, slots=True)
-class Payloads:
-    """The numbers that a posting list carries: one for each id, aligned with the ids in ascending order."""
-
-    values: npt.NDArray[np.float32]
-    bounds: npt.NDArray[np.float32]
-    """The largest of each block (dense list) or of each BOUND_IDS ids (split list)."""
-    suffix: npt.NDArray[np.float32]
-    """The largest from there on."""
-    ranks: Ids | None
-    """Of a dense list: how many of its ids come before each block."""
-
-    @classmethod
-    def of(cls, values: npt.NDArray[np.float32], bounds: npt.NDArray[np.float32], ranks: Ids | None = None) -> Payloads:
-        """Compute the suffix maxima."""
-        return cls(values, bounds, np.maximum.accumulate(bounds[::-1])[::-1].copy(), ranks)
-
-
-@dataclass(frozen=True, slots=True)
-class Posting:
-    """A posting list in memory or mapped: `dense` words, or ascending `split` ids, and perhaps payloads."""
-
-    count: int
-    address: int
-    dense: Words | None = None
-    split: Ids | None = None
-    payloads: Payloads | None = None
-
-    @property
-    def ids(self) -> Ids:
-        """The ids, ascending."""
-        if self.split is not None:
-            return self.split
-        return ids_of(self.dense) if self.dense is not None else np.empty(0, np.uint32)
-
-    @classmethod
-    def of(cls, ids: Ids) -> Posting:
-        """Return a split list of ascending ids."""
-        return cls(len(ids), ids.ctypes.data, split=ids)
-
-    def payloads_of(self, ids: Ids) -> npt.NDArray[np.float64]:
-        """Return the payload of each of `ids` (in any order): 0 where the list does not have it, 1 without payloads."""
-        if self.dense is not None:
-            words, bits = self.dense[ids >> np.uint32(6)], (ids & np.uint32(63)).astype(np.uint64)
-            has: npt.NDArray[np.bool_] = (words >> bits) & np.uint64(1) != 0
-            if self.payloads is None or self.payloads.ranks is None:
-                return has.astype(np.float64)
-            found = ids[has]
-            blocks = found // np.uint32(BLOCK_IDS)
-            places = self.payloads.ranks[blocks].astype(np.int64)
-            # Within the block: the whole words before the id's own, and the bits before it.
-            own = self.dense.reshape(-1, BLOCK_WORDS)[blocks]
-            word = (found >> np.uint32(6)) & np.uint32(BLOCK_WORDS - 1)
-            earlier = np.arange(BLOCK_WORDS, dtype=np.uint32) < word[:, None]
-            places += (np.bitwise_count(own) * earlier).sum(axis=1, dtype=np.int64)
-            below = (np.uint64(1) << bits[has]) - np.uint64(1)
-            places += np.bitwise_count(words[has] & below)
-        else:
-            own_ids = self.ids
-            at = np.searchsorted(own_ids, ids)
-            has = np.zeros(len(ids), bool)
-            inside = at < len(own_ids)
-            has[inside] = own_ids[at[inside]] == ids[inside]
-            if self.payloads is None:
-                return has.astype(np.float64)
-            places = at[has]
-        result = np.zeros(len(ids))
-        result[has] = self.payloads.values[places]
-        return result
+_FRAGMENT_BYTES = 1_024
+"""What a fragment takes besides its lists."""
+_ROW, _DRIVER = struct.Struct("<4q"), struct.Struct("<3q")
+"""An instruction; and a list that drives: address, ids, how far it has been read."""
+_AND, _IF_EMPTY = _ROW.pack(Op.AND, 0, 0, 0), _ROW.pack(Op.IF_EMPTY, 0, 0, 0)
+_RANGES = {
+    "|u1": (Op.AND_RANGE_U8, False),
+    "<u2": (Op.AND_RANGE_U16, False),
+    "<u4": (Op.AND_RANGE_U32, False),
+    "<i8": (Op.AND_RANGE_INT, False),
+    "<f4": (Op.AND_RANGE_F32, True),
+    "<f8": (Op.AND_RANGE_FLOAT, True),
+}
+"""Type of what a column stores -> the instruction that compares it, and whether with floats."""
 
 
 class Source(Protocol):
     """What a program reads of a segment and of its mutable state."""
 
     count: int
+    fragments: Lately
+    """Clause -> its fragment; of this segment only."""
 
     def posting(self, field: str, term: str) -> Posting | None:
         """Return the posting list of a term, None when no document has it."""
@@ -158,45 +103,25 @@ class Source(Protocol):
         """Return the lists of a predicate, circles, points or weekly hours."""
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A numeric column: values by id (padded), its sorted order, and who has a value (None: everybody)."""
-
-    values: npt.NDArray[Any]
-    sorted: npt.NDArray[Any]
-    order: Ids
-    present: Words | None
-
-    def slice(self, low: float | None, high: float | None) -> slice:
-        """Return the place of the closed interval in `sorted`."""
-        start = 0 if low is None else int(np.searchsorted(self.sorted, low, side="left"))
-        stop = len(self.sorted) if high is None else int(np.searchsorted(self.sorted, high, side="right"))
-        return slice(start, max(start, stop))
-
-
 @dataclass(slots=True)
 class Program:
     """Instructions, the lists that drive, and what must stay in memory while they are used."""
 
     code: npt.NDArray[np.int64]
-    cursors: int
     drivers: npt.NDArray[np.int64]
     keep: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Best:
-    """The best candidates in order; `matched` counts all when counting, else what was met before the run stopped."""
+class Fragment:
+    """The instructions that push what satisfies a clause of posting lists."""
 
-    ids: Ids
-    scores: npt.NDArray[np.float64]
-    matched: int
-    complete: bool
-    """Every block was looked at, or skipped because it could hold nothing better."""
-    counted: bool
-    """`matched` is the exact number of matches."""
-    blocks: int
-    """Blocks evaluated."""
+    cost: int
+    """An upper estimate of the ids."""
+    code: bytes
+    drivers: bytes
+    """Its lists, if it may drive."""
+    keep: tuple[Posting, ...]
 
 
 def compile_program(source: Source, clauses: Sequence[Clause]) -> Program:
@@ -208,7 +133,6 @@ class _Compiler:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._rows: list[tuple[int, int, int, int]] = []
-        self._cursors = 0
         self._keep: list[Any] = []
 
     def program(self, clauses: Sequence[Clause]) -> Program:
@@ -216,54 +140,66 @@ class _Compiler:
         parts: list[Clause] = []
         for clause in clauses:
             parts += clause.parts if isinstance(clause, And) else (clause,)
-        ranked = sorted((self._cost(part), place) for place, part in enumerate(parts))
-        wide = [place for _, place in ranked if self._is_wide(parts[place])]
-        rest = [place for _, place in ranked if not self._is_wide(parts[place])]
-        drivers: list[tuple[int, int, int]] = []
+        fragments = [self._fragment(part) for part in parts]
+        costs = [
+            estimate_ids(source, part) if fragment is None else fragment.cost
+            for part, fragment in zip(parts, fragments, strict=True)
+        ]
+        ranked = sorted(range(len(parts)), key=costs.__getitem__)
+        wide = [place for place in ranked if self._is_wide(parts[place], costs[place])]
+        rest = [place for place in ranked if place not in wide] if wide else ranked
+        drivers = b""
         benches: list[Bench] = []
-        started = False
+        code: list[bytes] = []
         for order, place in enumerate(rest):
-            part = parts[place]
-            if not started:
-                before = len(self._rows)
-                self._push(part, benches)
-                if order == 0:
-                    drivers = self._driving(before)
-                started = True
+            if (fragment := fragments[place]) is not None:
+                self._keep.append(fragment)
+                code.append(fragment.code)
+                if order:
+                    code.append(_AND)
+                else:
+                    drivers = fragment.drivers
+            elif order:
+                self._and(parts[place], benches)
             else:
-                self._and(part, benches)
-            self._emit(Op.IF_EMPTY, -1)
-        if not started:
-            self._words(Op.PUSH_DENSE, source.live)
-        else:
-            self._words(Op.AND_DENSE, source.live)
+                self._push(parts[place], benches)
+                drivers = _drivers(self._rows, source.count)
+            if self._rows:
+                code.append(self._taken())
+            code.append(_IF_EMPTY)
+        self._words(Op.AND_DENSE if rest else Op.PUSH_DENSE, source.live)
         for place in wide:
-            self._emit(Op.IF_EMPTY, -1)
+            self._emit(Op.IF_EMPTY)
             self._and_range(parts[place])
         for bench in benches:  # dearest of all, so only what has passed everything else is judged
-            self._emit(Op.IF_EMPTY, -1)
+            self._emit(Op.IF_EMPTY)
             self._judge(bench)
-        end = len(self._rows)
-        code = np.array(self._rows, np.int64).reshape(-1, Code.WIDTH)
-        code[(code[:, 0] == Op.IF_EMPTY) & (code[:, 1] == -1), 1] = end
-        return Program(code, self._cursors, np.array(drivers, np.int64).reshape(-1, 3), self._keep)
+        code.append(self._taken())
+        table = np.frombuffer(b"".join(code), np.int64).reshape(-1, Code.WIDTH)
+        return Program(table, np.frombuffer(drivers, np.int64).reshape(-1, _DRIVER.size // 8), self._keep)
 
-    # ---- costs and kinds ----
+    def _fragment(self, clause: Clause) -> Fragment | None:
+        """Return what is kept of a clause, None for one that depends on more than lists."""
+        if not isinstance(clause, Targets | Term):
+            return None
+        kept = self._source.fragments
+        fragment: Fragment | None = kept.get(clause)
+        if fragment is None:
+            own = _Compiler(self._source)
+            own._push(clause)
+            drivers = _drivers(own._rows, self._source.count)
+            postings = tuple(own._keep)
+            fragment = Fragment(estimate_ids(self._source, clause), own._taken(), drivers, postings)
+            kept.put(clause, fragment, _FRAGMENT_BYTES + sum(posting.held for posting in postings))
+        return fragment
 
-    def _cost(self, clause: Clause) -> int:
-        return estimate_ids(self._source, clause)
+    def _is_wide(self, clause: Clause, cost: int) -> bool:
+        return isinstance(clause, Range) and cost >= self._source.count * _NARROW
 
-    def _is_wide(self, clause: Clause) -> bool:
-        if not isinstance(clause, Range):
-            return False
-        return self._cost(clause) >= self._source.count * _NARROW
-
-    def _driving(self, before: int) -> list[tuple[int, int, int]]:
-        rows = self._rows[before:]
-        if not rows or any(op not in (Op.PUSH_SPLIT, Op.OR_SPLIT, Op.ANDNOT_SPLIT) for op, *_ in rows):
-            return []
-        lists = [(address, count, cursor) for op, address, count, cursor in rows if op != Op.ANDNOT_SPLIT]
-        return lists if sum(count for _, count, _ in lists) < self._source.count * _DRIVE_BELOW else []
+    def _taken(self) -> bytes:
+        """Return the instructions emitted since the last call."""
+        rows, self._rows = self._rows, []
+        return b"".join(_ROW.pack(*row) for row in rows)
 
     # ---- emitting ----
 
@@ -279,8 +215,7 @@ class _Compiler:
         if posting.dense is not None:
             self._emit(dense, posting.address)
         else:
-            self._emit(split, posting.address, posting.count, self._cursors)
-            self._cursors += 1
+            self._emit(split, posting.address, posting.count)
 
     def _or(self, postings: Sequence[Posting | None]) -> None:
         first = True
@@ -392,15 +327,14 @@ class _Compiler:
             return
         if column.present is not None:
             self._words(Op.AND_DENSE, column.present)
-        self._keep.append(column.values)
-        if column.values.dtype == np.float64:
-            low = _float_bits(-np.inf if clause.low is None else float(clause.low))
-            high = _float_bits(np.inf if clause.high is None else float(clause.high))
-            self._emit(Op.AND_RANGE_FLOAT, column.values.ctypes.data, low, high)
+        self._keep.append(column.stored)
+        op, floating = _RANGES[column.stored.dtype.str]
+        if floating:
+            low = float_bits(-np.inf if clause.low is None else float(clause.low))
+            high = float_bits(np.inf if clause.high is None else float(clause.high))
         else:
-            low = -(1 << 63) if clause.low is None else int(clause.low)
-            high = (1 << 63) - 1 if clause.high is None else int(clause.high)
-            self._emit(Op.AND_RANGE_INT, column.values.ctypes.data, low, high)
+            low, high = column.packing.within(clause.low, clause.high)
+        self._emit(op, column.address, low, high)
 
 
 def estimate_ids(source: Source, clause: Clause) -> int:
@@ -435,131 +369,6 @@ def estimate_ids(source: Source, clause: Clause) -> int:
     return source.count
 
 
-class Runner:
-    """Runs programs over one segment's arrays; buffers are its own, so each thread has its own runner."""
-
-    def __init__(self) -> None:
-        self._kernels = kernels.load()
-        self._stack = np.zeros(_DEPTH * BLOCK_WORDS, np.uint64)
-        self._bonus_buffer = np.zeros(BLOCK_IDS, np.float64)
-
-    def best(
-        self,
-        program: Program,
-        scores: StaticScores,
-        k: int,
-        bonuses: Sequence[tuple[Posting, float]] = (),
-        *,
-        counting: bool,
-        deadline: float | None = None,
-        after: tuple[float, int] | None = None,
-    ) -> Best:
-        """Return the best `k` > 0 by static score plus weight x payload of the bonus lists an id is in.
-
-        `deadline` is a time of the monotonic clock; what was found until then is returned as not complete. Only what
-        ranks behind `after` (score, tie key) is returned, if given; all matches are counted nevertheless.
-        """
-        p, cursors = self._parameters(program, scores.blocks)
-        p[Param.STATIC], p[Param.TIES] = scores.values.ctypes.data, scores.ties.ctypes.data
-        p[Param.BLOCK_MAX], p[Param.SUFFIX_MAX] = scores.block_max.ctypes.data, scores.suffix_max.ctypes.data
-        p[Param.TIES_RISE], p[Param.COUNTING], p[Param.K] = scores.ordered, counting, k
-        heap_scores, heap_ties = np.empty(k, np.float64), np.empty(k, np.int64)
-        heap_ids = np.empty(k, np.int64)
-        p[Param.HEAP_SCORES], p[Param.HEAP_TIES] = heap_scores.ctypes.data, heap_ties.ctypes.data
-        p[Param.HEAP_IDS] = heap_ids.ctypes.data
-        table = np.zeros((len(bonuses), Bonus.WIDTH), np.int64)
-        for row, (posting, weight) in zip(table, bonuses, strict=True):
-            row[Bonus.DENSE], row[Bonus.ADDRESS] = posting.dense is not None, posting.address
-            row[Bonus.COUNT], row[Bonus.WEIGHT] = posting.count, _float_bits(weight)
-            if (payloads := posting.payloads) is not None:
-                row[Bonus.PAYLOAD], row[Bonus.BOUNDS] = payloads.values.ctypes.data, payloads.bounds.ctypes.data
-                row[Bonus.SUFFIX] = payloads.suffix.ctypes.data
-                row[Bonus.RANKS] = 0 if payloads.ranks is None else payloads.ranks.ctypes.data
-        p[Param.BONUSES], p[Param.BONUS_TABLE] = len(bonuses), table.ctypes.data
-        p[Param.BONUS_BUFFER] = self._bonus_buffer.ctypes.data
-        skipped = 0
-        if after is not None:
-            p[Param.AFTER], p[Param.AFTER_SCORE], p[Param.AFTER_TIE] = 1, _float_bits(after[0]), after[1]
-            if scores.ordered and not bonuses and not counting:
-                # Ids follow the score: whatever comes before this block ranks before `after`.
-                skipped = p[Param.BLOCK] = scores.first_below(after[0])
-        complete = self._run(self._kernels.top_k, p, scores.blocks, deadline)
-        size = int(p[Param.HEAP_SIZE])
-        order = np.lexsort((heap_ties[:size], -heap_scores[:size]))
-        counted = complete and (bool(counting) or (not p[Param.STOPPED] and size < k and not skipped))
-        del cursors
-        return Best(
-            heap_ids[:size][order].astype(np.uint32),
-            heap_scores[:size][order],
-            int(p[Param.MATCHED]),
-            complete,
-            counted,
-            int(p[Param.EVALUATED]),
-        )
-
-    def match(self, program: Program, blocks: int) -> tuple[Words, int]:
-        """Return the bitmap of all matches and their number."""
-        p, cursors = self._parameters(program, blocks)
-        out = np.zeros(blocks * BLOCK_WORDS, np.uint64)
-        p[Param.OUT] = out.ctypes.data
-        self._run(self._kernels.match, p, blocks, None)
-        del cursors
-        return out, int(p[Param.MATCHED])
-
-    def _parameters(self, program: Program, blocks: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        p = np.zeros(Param.COUNT, np.int64)
-        cursors = np.zeros(max(1, program.cursors), np.int64)
-        p[Param.BLOCKS], p[Param.UNTIL] = blocks, blocks
-        p[Param.CODE], p[Param.CODE_LENGTH] = program.code.ctypes.data, len(program.code)
-        p[Param.CURSORS], p[Param.STACK] = cursors.ctypes.data, self._stack.ctypes.data
-        p[Param.DRIVERS], p[Param.DRIVER_TABLE] = len(program.drivers), program.drivers.ctypes.data
-        return p, cursors
-
-    @staticmethod
-    def _run(kernel: Any, p: npt.NDArray[np.int64], blocks: int, deadline: float | None) -> bool:
-        """Call a kernel until all blocks are done; return False when the deadline came first."""
-        address = p.ctypes.data
-        if deadline is None:
-            kernel(address)
-            return True
-        while p[Param.BLOCK] < blocks:
-            if time.monotonic() >= deadline:
-                return False
-            p[Param.UNTIL] = min(blocks, int(p[Param.BLOCK]) + _SLICE_BLOCKS)
-            kernel(address)
-            if p[Param.STOPPED]:
-                break
-        return True
-
-
-@dataclass(frozen=True, slots=True)
-class StaticScores:
-    """Scores that do not depend on the request, by id and bounded per block."""
-
-    values: npt.NDArray[np.float64]
-    ties: npt.NDArray[np.int64]
-    block_max: npt.NDArray[np.float64]
-    suffix_max: npt.NDArray[np.float64]
-    ordered: bool
-    """Ids follow (score descending, tie key ascending)."""
-
-    @property
-    def blocks(self) -> int:
-        """Number of blocks."""
-        return len(self.block_max)
-
-    def first_below(self, score: float) -> int:
-        """Return a block before which no score is `score` or below; for ordered scores only."""
-        return max(0, int(np.searchsorted(-self.block_max, -score, side="left")) - 1)
-
-    @classmethod
-    def of(cls, values: npt.NDArray[np.float64], ties: npt.NDArray[np.int64], *, ordered: bool) -> StaticScores:
-        """Compute the bounds. Both arrays are padded to whole blocks, scores with -inf."""
-        block_max = values.reshape(-1, BLOCK_IDS).max(axis=1) if len(values) else np.empty(0)
-        suffix = np.maximum.accumulate(block_max[::-1])[::-1].copy()
-        return cls(values, ties, block_max, suffix, ordered)
-
-
 def bonus_lists(source: Source, boosts: Sequence[Boost]) -> list[tuple[Posting, float]]:
     """Return the posting lists of weighted terms in the order in which their weights are added up."""
     lists = []
@@ -573,5 +382,15 @@ def _single(internal: int) -> Posting:
     return Posting.of(np.array([internal], np.uint32))
 
 
-def _float_bits(value: float) -> int:
+def _drivers(rows: Sequence[tuple[int, int, int, int]], count: int) -> bytes:
+    """Return the lists of instructions that are about few ids and nothing else."""
+    if not rows or any(op not in (Op.PUSH_SPLIT, Op.OR_SPLIT, Op.ANDNOT_SPLIT) for op, *_ in rows):
+        return b""
+    lists = [(address, size) for op, address, size, _ in rows if op != Op.ANDNOT_SPLIT]
+    few = sum(size for _, size in lists) < count * _DRIVE_BELOW
+    return b"".join(_DRIVER.pack(address, size, 0) for address, size in lists) if few else b""
+
+
+def float_bits(value: float) -> int:
+    """Return the 64 bits of a float as an integer."""
     return int(struct.unpack("<q", struct.pack("<d", value))[0])

@@ -40,6 +40,8 @@ class Ranked:
     counted: bool
     complete: bool
     """False when the deadline came first."""
+    light: Scores | None = None
+    """With a second phase: each candidate's score of the first."""
 
 
 def idf(documents: int, frequency: int) -> float:
@@ -83,6 +85,9 @@ def rank_light(
 
 def merge(views: Sequence[LayerView], parts: Sequence[Candidates], limit: int, *, int_keys: bool) -> Ranked:
     """Put the layers' candidates into one order: score descending, document id ascending. `limit` 0 means all."""
+    some = [place for place, part in enumerate(parts) if len(part.ids)]
+    if len(some) == 1 and parts[some[0]].ranked:
+        return _alone(views, parts, some[0], limit, int_keys=int_keys)
     scores = np.concatenate([part.scores for part in parts])
     keys = np.concatenate([v.layer.keys(p.ids, int_keys=int_keys) for v, p in zip(views, parts, strict=True)])
     layers = np.concatenate([np.full(len(part.ids), i, dtype=np.intp) for i, part in enumerate(parts)])
@@ -96,6 +101,27 @@ def merge(views: Sequence[LayerView], parts: Sequence[Candidates], limit: int, *
         layers[order],
         ids,
         counted and len(order) == matched,
+        tuple(part.words for part in parts),
+        matched,
+        counted,
+        all(part.complete for part in parts),
+    )
+
+
+def _alone(
+    views: Sequence[LayerView], parts: Sequence[Candidates], place: int, limit: int, *, int_keys: bool
+) -> Ranked:
+    """Return the candidates of the only layer that has any."""
+    part = parts[place]
+    size = min(limit, len(part.ids)) if limit else len(part.ids)
+    matched, counted = sum(part.matched for part in parts), all(part.counted for part in parts)
+    ids = part.ids[:size]
+    return Ranked(
+        part.scores[:size],
+        views[place].layer.keys(ids, int_keys=int_keys),
+        np.full(size, place, dtype=np.intp),
+        ids,
+        counted and size == matched,
         tuple(part.words for part in parts),
         matched,
         counted,

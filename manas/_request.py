@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from catalog import Catalog, Destination, Dimension, Field, ValueType
 from catalog.text import unique_terms
@@ -24,6 +26,8 @@ from messaging.headers import now_us
 
 MAX_DEPTH, MAX_NODES = 32, 1_000
 """Of a filter tree: more is a mistake or an attack, and a deeper tree would exhaust the interpreter's stack."""
+_CACHED_CONDITIONS = 4_096
+"""What requests have said of dimensions: most of them say what others have said."""
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _BOUNDS = ("gte", "gt", "lte", "lt")
 
@@ -61,20 +65,23 @@ class RequestParser:
         self._special = SpecialParser(schema)
         own |= self._special.keys
         self._scoring = ScoringParser(schema)
+        self._targets = lru_cache(_CACHED_CONDITIONS)(self._new_targets)
+        self._said = lru_cache(_CACHED_CONDITIONS)(self._new_said)
         clash = own.keys() & self._catalog.dimensions.keys()
         if clash:
             raise UnusableCatalog(f"dimensions {sorted(clash)} are named like keys that every request has; rename them")
         self._flat = [d for d in self._catalog.dimensions.values() if d.flat and serving.targeting is not None]
         known = list(self._catalog.dimensions) if serving.predicate is not None else [d.name for d in self._flat]
         self._keys = sorted([key for key, usable in own.items() if usable] + known)
+        self._known = frozenset(self._keys)
 
     def parse(self, request: Mapping[str, Any]) -> Query:
         """Check and compile a request. Raises InvalidRequest naming the key."""
         if not isinstance(request, Mapping):
             raise InvalidRequest(f"a request is a JSON object, got {_shown(request)}")
-        for key in request:
-            if key not in self._keys:
-                raise InvalidRequest(f"unknown key {key!r}; valid are {', '.join(self._keys)}")
+        if not request.keys() <= self._known:
+            unknown = next(key for key in request if key not in self._known)
+            raise InvalidRequest(f"unknown key {unknown!r}; valid are {', '.join(self._keys)}")
         if "vector" in request and "similar_to" in request:
             raise InvalidRequest("give either vector or similar_to, not both")
         serving = self._catalog.serving
@@ -114,12 +121,18 @@ class RequestParser:
         return Query(tuple(conditions), at_us, terms, vector, similar_to, most, scoring, vector_field, seen)
 
     def _targeting(self, dimension: Dimension, value: Any) -> list[Condition]:
-        name, values = dimension.name, values_of(dimension, value)
-        if values is None:
-            return []
+        if type(value) in (int, str):  # and no bool, which equals a number
+            return self._said(dimension, value)
+        return self._new_said(dimension, value)
+
+    def _new_said(self, dimension: Dimension, value: Any) -> list[Condition]:
+        values = values_of(dimension, value)
+        return [] if values is None else [self._targets(dimension.name, values)]
+
+    def _new_targets(self, name: str, values: tuple[str | int, ...]) -> Condition:
         said = f"accepts {name} {', '.join(map(str, values))}" if values else f"does not care about {name} (not given)"
         field = self._catalog.serving.targeting or ""
-        return [Condition(f"targeting:{name}", Targets(field, name, values), said)]
+        return Condition(f"targeting:{name}", Targets(field, name, values), said)
 
     def _price(self, value: Any) -> Condition:
         serving = self._catalog.serving
@@ -162,11 +175,11 @@ class RequestParser:
 
     def _vector(self, value: Any, field: Field) -> Floats:
         dims = field.column.dims
-        if not isinstance(value, list) or len(value) != dims or not all(map(_is_number, value)):
+        numbers = _numbers(value) if isinstance(value, list) and len(value) == dims else None
+        if numbers is None:
             got = f"a list of {len(value)}" if isinstance(value, list) else _shown(value)
             raise InvalidRequest(f"vector: a list of {dims} finite numbers (field {field.name}), got {got}")
-        packed = np.clip(np.array(value, dtype=np.float64), -_FLOAT32_MAX, _FLOAT32_MAX).astype("<f4")
-        return normalized(packed.tobytes())
+        return normalized(numbers.clip(-_FLOAT32_MAX, _FLOAT32_MAX).astype("<f4").tobytes())
 
     def _document_id(self, value: Any) -> str:
         try:
@@ -316,6 +329,18 @@ def _is_number(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond what a float can hold
         return False
+
+
+def _numbers(values: list[Any]) -> npt.NDArray[np.float64] | None:
+    """Return values as an array, None when one is not a finite number."""
+    plain = set(map(type, values)) <= {int, float}  # found out ten times as fast as one by one
+    if not plain and not all(map(_is_number, values)):
+        return None
+    try:
+        found = np.array(values, np.float64)
+    except OverflowError:
+        return None
+    return found if np.isfinite(found).all() else None
 
 
 def _shown(value: Any) -> str:

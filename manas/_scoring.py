@@ -175,6 +175,7 @@ def rescored(ranked: Ranked, columns: CandidateColumns, scorer: Scorer) -> Ranke
     return replace(
         ranked,
         scores=scores[order],
+        light=ranked.scores[order],
         keys=ranked.keys[order],
         layers=ranked.layers[order],
         ids=ranked.ids[order],

@@ -9,8 +9,9 @@ before. Diversity goes through the order from its top, whatever the page, so the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from pyroaring import BitMap
 from manas._common import Common
 from manas._exceptions import InvalidRequest
 from manas._layer import After, Boost, LayerView
-from manas._paging import Page, write_page
+from manas._paging import Page, check_size, write_page
 from manas._ranking import Ranked, idf, idf_weights, rank_light, score_words
 from manas._request import Query
 from manas._schema import DocumentSchema, Floats, normalized, term_of
@@ -68,8 +69,8 @@ class Searcher:
         """Rank and choose. `scorer` goes before the request's own expression. Raises InvalidRequest."""
         views, scoring = view.layers(), query.scoring
         page, after = scoring.page, None if scoring.page is None else scoring.page.after
-        if page is not None and k == 0:
-            raise InvalidRequest("page_token: pages have a size; give k from 1 on")
+        if page is not None:
+            check_size(k)
         full: Scorer | None = scorer or scoring.expression
         candidates = self._candidates(query, k, full)
         boosts = self._boosts(views, query, common)
@@ -78,7 +79,7 @@ class Searcher:
         near = None
         field = query.vector_field or self._serving.vector
         if vector is not None and field is not None:
-            near = NeighbourSearch(views, query.conditions, field, vector, self._limits)
+            near = NeighbourSearch(views, query.conditions, field, vector, self._limits, deadline)
 
         def rank(limit: int, behind: After | None = None) -> Ranked:
             if near is not None:
@@ -105,13 +106,8 @@ class Searcher:
             chosen = range(len(ranked.ids))
         else:
             limit = (4 if diverse else 1) * (k + (page.seen if page is not None else 0))
-            while True:
-                ranked = rank(limit)
-                chosen = self._choose(ranked, views, query, k, after, diverse=diverse)
-                whole = ranked.exhausted or (ranked.counted and limit >= ranked.matched)
-                if whole or not ranked.complete or limit == 0 or len(chosen) == k:
-                    break
-                limit *= 4
+            choose = partial(self._choose, views=views, query=query, k=k, after=after, diverse=diverse)
+            ranked, chosen = _widening(rank, choose, limit, k)
         token = None if page is None else self._next(page, query, ranked, chosen, k, candidates if full else 0)
         return Found(ranked, chosen, boosts, len(ranked.ids) if full is not None else 0, token)
 
@@ -119,11 +115,18 @@ class Searcher:
         """Return what was found as a caller gets it."""
         ranked = found.ranked
         keys, scores = ranked.keys.tolist(), ranked.scores.tolist()
-        hits: list[Hit] = [{"ad_id": keys[i], "score": scores[i]} for i in found.chosen]
+        if isinstance(found.chosen, range):  # the first so many
+            keys, scores = keys[: len(found.chosen)], scores[: len(found.chosen)]
+        else:
+            keys, scores = [keys[i] for i in found.chosen], [scores[i] for i in found.chosen]
+        hits: list[Hit] = [{"ad_id": key, "score": score} for key, score in zip(keys, scores, strict=True)]
         if common is not None and not common.diversity and self._serving.diversity is not None:
             views = view.layers()
             for hit, place in zip(hits, found.chosen, strict=True):
                 hit["groups"] = self._groups(views[ranked.layers[place]], int(ranked.ids[place]))
+        if common is not None and common.light and ranked.light is not None:
+            for hit, place in zip(hits, found.chosen, strict=True):
+                hit["light"] = float(ranked.light[place])
         answer: Answer = {
             "hits": hits,
             "total": ranked.matched,
@@ -256,6 +259,24 @@ class Searcher:
                 seen=page.seen + len(chosen),
             )
         )
+
+
+def _widening(
+    rank: Callable[[int], Ranked], choose: Callable[[Ranked], Sequence[int]], limit: int, k: int
+) -> tuple[Ranked, Sequence[int]]:
+    """Rank ever more candidates until `k` can be chosen out of them, or there are no more, or no time."""
+    ranked = rank(limit)
+    chosen = choose(ranked)
+    while limit and len(chosen) < k and ranked.complete:
+        if ranked.exhausted or (ranked.counted and limit >= ranked.matched):
+            break
+        limit *= 4
+        more = rank(limit)
+        found = choose(more)
+        if not more.complete and len(found) < len(chosen):  # cut short so early that there was more before
+            return replace(ranked, complete=False), chosen
+        ranked, chosen = more, found
+    return ranked, chosen
 
 
 def _behind(ranked: Ranked, after: After) -> npt.NDArray[np.bool_]:

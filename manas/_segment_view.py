@@ -12,10 +12,17 @@ from pyroaring import BitMap
 from catalog import Serving
 from manas._bits import Bits, Words, roaring_of, words_of
 from manas._clauses import Clause, Condition, Is, Special
+from manas._lately import Lately
 from manas._layer import After, Boost, Candidates, Ids
-from manas._program import Column, Posting, Program, Runner, bonus_lists, compile_program, estimate_ids
+from manas._number_column import Column
+from manas._postings import Posting
+from manas._program import Program, bonus_lists, compile_program, estimate_ids
+from manas._runner import Runner
 from manas._special import Found, SpecialFinder
 from manas.segment import Segment
+
+_KEPT_FRAGMENTS = 128 << 20
+"""Bytes of unpacked lists that compiled parts of requests hold in memory: most of them would be there anyway."""
 
 
 class SegmentView:
@@ -27,6 +34,7 @@ class SegmentView:
         self._live = Bits(segment.count, full=True)
         self._funded = Bits(segment.count)
         self._schedule: _Schedule | None = None
+        self.fragments = Lately(_KEPT_FRAGMENTS)
         self._runner = Runner()
         self._special = SpecialFinder(segment.targets, segment.posting, segment.count)
 
@@ -133,12 +141,12 @@ class SegmentView:
                 row = {"clause": condition.name, "words": condition.words, "estimate": expected}
                 matched, remaining = self._matched([condition.clause]), self._matched(done)
                 trace.append({**row, "matched": matched, "remaining": remaining})
-        words, _ = self._runner.match(self._program(conditions), self.layer.scores.blocks)
+        words, _, _ = self._runner.match(self._program(conditions), self.layer.scores.blocks)
         return roaring_of(words)
 
-    def matching(self, conditions: Sequence[Condition]) -> tuple[Words, int]:
-        """Return the live ids that satisfy all conditions as words, and their number."""
-        return self._runner.match(self._program(conditions), self.layer.scores.blocks)
+    def matching(self, conditions: Sequence[Condition], deadline: float | None = None) -> tuple[Words, int, bool]:
+        """Return the live ids that satisfy all conditions as words, their number, and whether these are all."""
+        return self._runner.match(self._program(conditions), self.layer.scores.blocks, deadline)
 
     def best(
         self,
@@ -165,14 +173,14 @@ class SegmentView:
         words = f"blocks {best.blocks} of {scores.blocks}, {len(program.drivers)} lists drive"
         # With room for every id there is no reason to stop early: all that matches is in.
         counted = best.counted or (best.complete and size == self.count and after is None)
-        return Candidates(best.ids, best.scores, best.matched, counted, best.complete, words)
+        return Candidates(best.ids, best.scores, best.matched, counted, best.complete, words, ranked=True)
 
     def numbers(self, field: str, ids: Ids) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """Return the field's numbers of `ids`, 0 where missing, and which are there."""
         column = self.layer.column(field)
         if column is None:
             return np.zeros(len(ids)), np.zeros(len(ids), bool)
-        values = column.values[ids].astype(np.float64)
+        values = column.at(ids)
         if column.present is None:
             return values, np.ones(len(ids), bool)
         bits = column.present[ids >> np.uint32(6)] >> (ids & np.uint32(63)).astype(np.uint64)
@@ -230,10 +238,10 @@ class _Schedule:
         """Return the interval around an instant in which nothing starts or ends."""
         low, high = -(1 << 62), 1 << 62
         for column in (self._starts, self._ends):
-            if column is not None and len(column.sorted):
-                place = int(np.searchsorted(column.sorted, at_us, side="right"))
+            if column is not None:
+                place = column.slice(None, at_us).stop
                 if place:
-                    low = max(low, int(column.sorted[place - 1]))
-                if place < len(column.sorted):
-                    high = min(high, int(column.sorted[place]))
+                    low = max(low, int(column.ranked(place - 1)))
+                if place < len(column.order):
+                    high = min(high, int(column.ranked(place)))
         return low, high

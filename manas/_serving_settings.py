@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +11,9 @@ from manas._folder import FoldLimits
 from manas.shards import WHOLE, Shard
 
 _MOST_DOCUMENTS = 10_000_000
+MAX_SHARDS = 64
+"""On one machine; each of them is a process with a server of its own."""
+_DEADLINE_SECONDS, _LONGEST_SECONDS = 5.0, 600.0
 _FILL = 4
 """Deltas that may be in memory, in multiples of what starts a folding."""
 
@@ -52,6 +56,27 @@ class ServingSettings:
         except ValueError as error:
             raise InvalidSetting(f"shard: {error}") from None
         return cls(fold, fallback, shard, port, shared)
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """How a broker asks its shards."""
+
+    shards: int
+    deadline_s: float = _DEADLINE_SECONDS
+    """For a shard's answer where the caller does not say: far beyond what one takes, so that only one that hangs is
+    given up. Serving teams say 50 ms or so with each request."""
+    port: int = 0
+    """0: a free one."""
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, str]) -> BrokerSettings:
+        """Read `shards`, `shard_deadline_s`, `port`; others are not looked at. Raises InvalidSetting."""
+        count = _whole("shards", settings.get("shards", ""), 1, MAX_SHARDS)
+        text = settings.get("shard_deadline_s", str(_DEADLINE_SECONDS))
+        if not re.fullmatch(r"\d+(\.\d+)?", text) or not 0 < float(text) <= _LONGEST_SECONDS:
+            raise InvalidSetting(f"shard_deadline_s: seconds above 0, at most {_LONGEST_SECONDS:g}, got {text!r}")
+        return cls(count, float(text), _whole("port", settings.get("port", "0"), 0, 65_535))
 
 
 def _whole(name: str, text: str, low: int, high: int) -> int:

@@ -16,8 +16,8 @@ from manas._bits import Bits, Words
 from manas._clauses import Inside, Meets, Near, Runs, Special
 from manas._geo import cells_at
 from manas._layer import Ids
+from manas._postings import Posting
 from manas._predicates import EVERY, Bench, request_terms
-from manas._program import Posting
 from manas._targets import SegmentTargets
 
 _KEPT = 16

@@ -29,6 +29,8 @@ MAX_VALUES = 1_000
 MAX_SEEN = 1_000
 """Campaigns of one request: what the caller's store of users keeps is bounded by the longest window that it counts."""
 
+_NOBODY: Mapping[str, Any] = {}
+
 
 class SpecialParser:
     """Reads these keys for one catalogue."""
@@ -63,7 +65,9 @@ class SpecialParser:
 
     def seen(self, request: Mapping[str, Any]) -> Seen:
         """Return what the user has seen of each campaign. Raises InvalidRequest."""
-        given = request.get("seen", {})
+        given = request.get("seen", _NOBODY)
+        if given is _NOBODY:
+            return {}
         if not isinstance(given, Mapping) or len(given) > MAX_SEEN:
             raise InvalidRequest(f"seen: an object of at most {MAX_SEEN} campaigns, got {_shown(given)}")
         for campaign, counts in given.items():

@@ -59,16 +59,20 @@ def measure_reaches(matrix: Floats, lists: Lists, seed: int = 2) -> tuple[Reach,
     correlated: dict[float, dict[str, list[_Case]]] = {share: defaultdict(list) for share in _CORRELATED}
     rng = np.random.default_rng(seed)
     plane = _direction(matrix, rng)
-    everything = np.arange(len(matrix))
+    planes = {share: _first(plane, share) for share in _CORRELATED} if depths else {}
     other: Sims | None = None
     for row, similar in _queries(matrix, rng) if depths else ():
         aims = lists.centroids @ matrix[row]
+        nearest = _ranked(similar, max(depths[-1], CALIBRATED_K))
         for depth in depths:
-            random[depth].append(_case(similar, everything, depth, aims))
+            random[depth].append(_Case(aims, nearest[:depth], float(similar[nearest[depth - 1]])))
         other = similar if other is None else other
-        for share in _CORRELATED:
-            for kind, passing in _passing(share, plane, similar, other):
+        for share, half_space in planes.items():
+            # Of the surroundings of the query, however large, the nearest are the nearest of all.
+            around = {"plane": half_space, "other": _first(-other, share), "far": _first(similar, share)}
+            for kind, passing in around.items():
                 correlated[share][kind].append(_case(similar, passing, CALIBRATED_K, aims))
+            correlated[share]["near"].append(_case(similar, nearest, CALIBRATED_K, aims))
         other = similar
     owner = np.repeat(np.arange(len(lists)), np.diff(lists.starts))
     sizes = np.diff(lists.starts)
@@ -180,11 +184,16 @@ def _direction(matrix: Floats, rng: np.random.Generator) -> Sims:
     return along
 
 
-def _passing(share: float, plane: Sims, similar: Sims, other: Sims) -> Iterator[tuple[str, Rows]]:
-    count = max(CALIBRATED_K + 1, round(share * len(plane)))
-    for kind, key in (("plane", plane), ("near", -similar), ("other", -other), ("far", similar)):
-        if count < len(key):
-            yield kind, np.argpartition(key, count)[:count]
+def _first(key: Sims, share: float) -> Rows:
+    """Return the rows with the smallest keys, a share of all."""
+    count = max(CALIBRATED_K + 1, round(share * len(key)))
+    return np.argpartition(key, count)[:count]
+
+
+def _ranked(similar: Sims, count: int) -> Rows:
+    """Return the most similar rows, the nearest first."""
+    nearest = np.argpartition(-similar, count)[:count]
+    return nearest[np.argsort(-similar[nearest], kind="stable")]
 
 
 def _case(similar: Sims, passing: Rows, depth: int, aims: Sims) -> _Case:

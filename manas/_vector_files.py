@@ -6,6 +6,9 @@
 | `vectors.FIELD.ids`, `vectors.FIELD.rows` | uint32 id by row; uint32 row by id, padded, 0xFFFFFFFF where none |
 | `vectors.FIELD.starts` | int64 first row of each list, and the end; one list when there is no clustering |
 | `vectors.FIELD.centroids`, `vectors.FIELD.spread` | float32 by list: its centre, and the spread of its similarities |
+| `vectors.FIELD.codes` | bytes, 128 + component / scale: for every 16 rows and every four dimensions, filled up to |
+| | whole groups and eights, the four of each row; this and the scales only with a clustering |
+| `vectors.FIELD.scales` | float32 by dimension |
 | `vectors.FIELD.links` | uint32, neighbours of each row in the graph, padded with 0xFFFFFFFF; only with a graph |
 | `vectors.FIELD.plan` | JSON: sizes, and what was measured (`VectorPlan`) |
 
@@ -28,6 +31,7 @@ from manas._layer import Ids
 from manas._schema import Floats
 from manas._vector_calibration import measure_beams, measure_reaches
 from manas._vector_clusters import cluster, list_count
+from manas._vector_codes import Codes, encode
 from manas._vector_plan import CALIBRATED_K, PLAN_VERSION, VectorPlan, Way, choose
 from manas._vector_table import Lists, VectorTable
 from manas.kernels.vector_layout import NO_ROW
@@ -60,15 +64,18 @@ def write_vectors(
     ids, matrix = np.ascontiguousarray(ids[order], np.uint32), np.ascontiguousarray(matrix[order], np.float32)
     if len(ids) < max(1, build.lists_from):
         lists = Lists(np.array([0, len(ids)], np.int64), np.zeros((1, dims), np.float32), np.zeros(1, np.float32))
-        plan, links = VectorPlan(PLAN_VERSION, len(ids), dims, 1, 0), None
+        plan, links, codes = VectorPlan(PLAN_VERSION, len(ids), dims, 1, 0), None, None
     else:
         order, lists = cluster(matrix, list_count(len(ids)))
         ids, matrix = ids[order], np.ascontiguousarray(matrix[order])
-        plan, links = _planned(ids, matrix, lists, count, build)
+        codes = encode(matrix)
+        plan, links = _planned(ids, matrix, lists, codes, count, build)
     rows = np.full(padded(count), NO_ROW, np.uint32)
     rows[ids] = np.arange(len(ids), dtype=np.uint32)
     arrays: dict[str, npt.NDArray[Any]] = {"matrix": matrix, "ids": ids, "rows": rows, "starts": lists.starts}
     arrays |= {"centroids": lists.centroids, "spread": lists.spread}
+    if codes is not None:
+        arrays |= {"codes": codes.codes, "scales": codes.scales}
     if links is not None:
         arrays["links"] = links
     for name, values in arrays.items():
@@ -80,11 +87,11 @@ def write_vectors(
 
 
 def _planned(
-    ids: Ids, matrix: Floats, lists: Lists, count: int, build: VectorBuild
+    ids: Ids, matrix: Floats, lists: Lists, codes: Codes, count: int, build: VectorBuild
 ) -> tuple[VectorPlan, npt.NDArray[np.uint32] | None]:
     """Measure the lists; build and measure a graph where they are slow."""
     size, dims = matrix.shape
-    plan = VectorPlan(PLAN_VERSION, size, dims, len(lists), 0, measure_reaches(matrix, lists))
+    plan = VectorPlan(PLAN_VERSION, size, dims, len(lists), 0, codes.power, measure_reaches(matrix, lists))
     unfiltered = choose(plan, size, padded(count) // 64, CALIBRATED_K)
     if unfiltered.micros.get(Way.LISTS, np.inf) < build.graph_micros:
         return plan, None

@@ -12,16 +12,22 @@ from enum import StrEnum
 
 import msgspec
 
-PLAN_VERSION = 1
-_TEST_NS = 1.3
-"""One bit of the filter, in a list or in a walk."""
+PLAN_VERSION = 2
+_TEST_NS = 1.0
+"""One bit of the filter, of the rows of a list one after the other."""
+_LOOK_NS = 1.3
+"""One bit of the filter in a walk."""
 _WORD_NS = 0.7
 """One word of the filter, when all are looked through."""
 _NEAR_NS = (3.0, 0.10)
 """Compare one vector after its neighbour in memory: fixed part, and per dimension."""
-_FAR_NS = (14.0, 0.15)
+_FAR_NS = (12.0, 0.12)
 """Compare one vector anywhere in memory."""
-_VISIT_NS = 40.0
+_CODE_NS = (0.5, 0.03)
+"""Compare one row's codes: reading them takes longer than multiplying, and a part of the rows is tested as well."""
+_CENTRE_NS = (0.5, 0.02)
+"""Work out one list's bound."""
+_VISIT_NS = 100.0
 """Take one list from the queue, and set out on it."""
 _STEP_NS = 60.0
 """One step of a walk."""
@@ -80,6 +86,8 @@ class VectorPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lists: int
     degree: int
     """Links per vector in the graph, 0 without one."""
+    power: float = 0.0
+    """Of the codes (`_vector_codes`), 0 without any."""
     reaches: tuple[Reach, ...] = ()
     """By ascending depth."""
     beams: tuple[Beam, ...] = ()
@@ -94,6 +102,7 @@ class Choice:
     micros: dict[Way, float]
     reach: float = 0.0
     further: float = 0.0
+    by_codes: bool = False
     beam: Beam | None = None
     width: int = 0
 
@@ -110,25 +119,26 @@ def choose(plan: VectorPlan, survivors: int, words: int, k: int, *, only: Way | 
     `only`: that way if it is possible here, else the cheapest.
     """
     micros = {Way.EXACT: (words * _WORD_NS + survivors * _each(_FAR_NS, plan.dims)) / 1_000}
-    reach, further, beam, width = 0.0, 0.0, None, 0
+    reach, further, by_codes, beam, width = 0.0, 0.0, False, None, 0
+    centres = plan.lists * _each(_CENTRE_NS, plan.dims)
     if plan.reaches and k and survivors > k:
         depth = k * plan.vectors / survivors
         if depth <= plan.reaches[-1].depth:
             reach, further, share = _interpolated(plan, depth)
-            spent = plan.lists * _each(_NEAR_NS, plan.dims) + share * plan.lists * _VISIT_NS
-            spent += share * (plan.vectors * _TEST_NS + survivors * _each(_NEAR_NS, plan.dims))
-            micros[Way.LISTS] = spent / 1_000
+            by_tests = plan.vectors * _TEST_NS + survivors * _each(_NEAR_NS, plan.dims)
+            rows = plan.vectors * _each(_CODE_NS, plan.dims) if plan.power else math.inf
+            by_codes = rows < by_tests
+            micros[Way.LISTS] = (centres + share * (plan.lists * _VISIT_NS + min(by_tests, rows))) / 1_000
         beam = _beam(plan, survivors / plan.vectors) if k <= _MAX_WALK_K else None
         if beam is not None:
             wider = max(1.0, k / CALIBRATED_K)
             width = round(beam.width * wider)
-            spent = beam.looked * _TEST_NS + beam.compared * _each(_FAR_NS, plan.dims) + beam.steps * _STEP_NS
-            spent = plan.lists * _each(_NEAR_NS, plan.dims) + wider * spent
-            micros[Way.WALK if beam.two_hops else Way.POST_FILTER] = spent / 1_000
+            spent = beam.looked * _LOOK_NS + beam.compared * _each(_FAR_NS, plan.dims) + beam.steps * _STEP_NS
+            micros[Way.WALK if beam.two_hops else Way.POST_FILTER] = (centres + wider * spent) / 1_000
     way = min(micros, key=micros.__getitem__)
     if only is not None and only in micros:
         way = only
-    return Choice(way, micros, reach, further, beam, width)
+    return Choice(way, micros, reach, further, by_codes, beam, width)
 
 
 def _each(cost: tuple[float, float], dims: int) -> float:

@@ -36,11 +36,17 @@ class NeighbourSearch:
         field: str,
         query: Floats,
         limits: PlannerLimits,
+        deadline: float | None = None,
     ) -> None:
-        """The conditions must say that the document has a value of `field`."""
+        """The conditions must say that the document has a value of `field`.
+
+        `deadline` is a time of the monotonic clock; what was found until then is ranked as not complete.
+        """
         self._views = views
         self._stores = [view.layer.vectors(field) for view in views]
-        self._passing: list[tuple[Words, int]] = [view.matching(conditions) for view in views]
+        nothing: tuple[Words, int, bool] = np.empty(0, np.uint64), 0, True
+        self._passing = [view.matching(conditions, deadline) if len(view) else nothing for view in views]
+        self._deadline = deadline
         self._query = query
         self._limits = limits
 
@@ -48,12 +54,19 @@ class NeighbourSearch:
         """Rank by cosine similarity, ties by document id. `limit` 0 means all."""
         parts = []
         limits = self._limits
-        for store, (words, count) in zip(self._stores, self._passing, strict=True):
+        for store, (words, count, whole) in zip(self._stores, self._passing, strict=True):
             if store is None or count == 0:
-                parts.append(Candidates(np.empty(0, np.uint32), np.empty(0), 0, True, True, "no survivors"))
+                parts.append(Candidates(np.empty(0, np.uint32), np.empty(0), 0, whole, whole, "no survivors"))
                 continue
             found = store.nearest(
-                self._query, words, count, limit, exact_survivors=limits.exact_survivors, only=limits.only
+                self._query,
+                words,
+                count,
+                limit,
+                exact_survivors=limits.exact_survivors,
+                only=limits.only,
+                deadline=self._deadline,
             )
-            parts.append(Candidates(found.ids, found.scores, count, True, True, found.words))
+            complete = whole and found.complete
+            parts.append(Candidates(found.ids, found.scores, count, whole, complete, found.words, found.ranked))
         return merge(self._views, parts, limit, int_keys=int_keys)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import mmap
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,9 +13,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from manas._bits import Words, padded, words_of
+from manas._bits import Words, ids_of, padded, words_of
 from manas._layer import Ids
 from manas._schema import Floats
+from manas._vector_codes import Codes, bytes_of
 from manas._vector_plan import LEAST_LOCAL, PLAN_VERSION, WALK_BUDGET, Beam, Choice, VectorPlan, Way, choose
 from manas._vector_table import Found, Lists, VectorTable
 
@@ -24,7 +26,7 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """The nearest of those that pass, in no order, with float64 similarities; ties with the last may be more than k."""
+    """The nearest of those that pass, with float64 similarities; ties with the last may make them more than k."""
 
     ids: Ids
     scores: npt.NDArray[np.float64]
@@ -35,6 +37,10 @@ class Neighbours:
     found: Found | None = None
     failed: Found | None = None
     """A walk that did not do."""
+    complete: bool = True
+    """False: the deadline came first, and these are the best until then."""
+    ranked: bool = False
+    """In the order of the answer: by similarity, then by the table's `ties`."""
 
     @property
     def words(self) -> str:
@@ -42,12 +48,15 @@ class Neighbours:
         if self.found is None or self.choice is None:
             said = f"{self.way} scan of {self.survivors} survivors"
         elif self.way is Way.LISTS:
-            said = f"{self.way}: {self.found.visits} scanned, {self.found.compared} survivors compared"
+            how = f"{self.found.looked} rows by codes, " if self.choice.by_codes else ""
+            said = f"{self.way}: {self.found.visits} scanned, {how}{self.found.compared} survivors compared"
         else:
             said = f"{self.way}: {self.found.visits} steps with a beam of {self.choice.width}, "
             said += f"{self.found.compared} vectors compared"
         if self.failed is not None:
             said += f"; a walk did not do, after {self.failed.compared} comparisons"
+        if not self.complete:
+            said += "; the deadline came first"
         return said if self.choice is None else f"{said}; {self.survivors} pass; estimated {self.choice.words}"
 
 
@@ -63,20 +72,21 @@ class VectorStore(Protocol):
         *,
         exact_survivors: int,
         only: Way | None = None,
+        deadline: float | None = None,
     ) -> Neighbours:
-        """Return the `k` (0: all) nearest of the ids in `words`, which are `survivors` and all have a vector."""
+        """Return the `k` (0: all) nearest of the ids in `words`, which are `survivors` and all have a vector.
+
+        `deadline` is a time of the monotonic clock; what was found until then is returned as not complete.
+        """
 
 
 class SegmentVectors:
     """A segment's vectors of one field, mapped."""
 
-    def __init__(
-        self, table: VectorTable, plan: VectorPlan, count: int, ties: npt.NDArray[np.int64] | None = None
-    ) -> None:
+    def __init__(self, table: VectorTable, plan: VectorPlan, count: int) -> None:
         """Use `open_vectors`."""
         self.table = table
         self.plan = plan
-        self._ties = ties
         ids = table.ids if table.ids is not None else np.empty(0, np.uint32)
         self.words: Words = words_of(ids, count)
         """Ids that have a vector."""
@@ -90,28 +100,56 @@ class SegmentVectors:
         *,
         exact_survivors: int,
         only: Way | None = None,
+        deadline: float | None = None,
     ) -> Neighbours:
-        """Return the nearest by the way that the planner chooses; at least min(k, survivors) of them."""
+        """Return the nearest by the way that the planner chooses; at least min(k, survivors) of them if complete.
+
+        A walk that comes to nothing is followed by lists or a comparison of all, under the same deadline.
+        """
         if survivors <= exact_survivors:
             only = Way.EXACT
         choice = choose(self.plan, survivors, len(words), k, only=only)
         way, failed = choice.way, None
         if choice.beam is not None and way in (Way.WALK, Way.POST_FILTER):
-            found = self._walk(query, words, choice.beam, choice.width)
-            if found.finished and len(found.ids) >= min(k, survivors):
-                return Neighbours(found.ids, found.scores, way, survivors, choice, found)
+            found = self._walk(query, words, choice.beam, choice.width, deadline)
+            enough = found.finished and len(found.ids) >= min(k, survivors)
+            if enough or not found.complete:
+                return self._ranked(
+                    Neighbours(found.ids, found.scores, way, survivors, choice, found, None, found.complete)
+                )
             failed = found
             way = Way.LISTS if choice.micros.get(Way.LISTS, math.inf) <= choice.micros[Way.EXACT] else Way.EXACT
         if way is Way.LISTS:
-            found = self._probe(query, words, survivors, k, choice)
-            return Neighbours(found.ids, found.scores, way, survivors, choice, found, failed)
-        ids, scores = exact(self.table, query, words, survivors, k, self._ties)
-        return Neighbours(ids, scores, Way.EXACT, survivors, choice, None, failed)
+            found = self._probe(query, words, survivors, k, choice, deadline)
+            return self._ranked(
+                Neighbours(found.ids, found.scores, way, survivors, choice, found, failed, found.complete)
+            )
+        ids, scores, complete = exact(self.table, query, words, survivors, k, deadline)
+        return self._ranked(Neighbours(ids, scores, Way.EXACT, survivors, choice, None, failed, complete))
 
-    def _probe(self, query: Floats, words: Words, survivors: int, k: int, choice: Choice) -> Found:
-        return self.table.probe(query, words, survivors, min(k, survivors), choice.reach, choice.further, self._ties)
+    def _ranked(self, found: Neighbours) -> Neighbours:
+        """Put what was found into the order of the answer, where the table knows it."""
+        ties = self.table.ties
+        if ties is None:
+            return found
+        order = np.lexsort((ties[found.ids], -found.scores))
+        return replace(found, ids=found.ids[order], scores=found.scores[order], ranked=True)
 
-    def _walk(self, query: Floats, words: Words, beam: Beam, width: int) -> Found:
+    def _probe(
+        self, query: Floats, words: Words, survivors: int, k: int, choice: Choice, deadline: float | None
+    ) -> Found:
+        return self.table.probe(
+            query,
+            words,
+            survivors,
+            min(k, survivors),
+            choice.reach,
+            choice.further,
+            by_codes=choice.by_codes,
+            deadline=deadline,
+        )
+
+    def _walk(self, query: Floats, words: Words, beam: Beam, width: int, deadline: float | None) -> Found:
         return self.table.walk(
             query,
             words,
@@ -119,29 +157,43 @@ class SegmentVectors:
             two_hops=beam.two_hops,
             least_local=beam.share * LEAST_LOCAL,
             budget=WALK_BUDGET,
-            ties=self._ties,
+            deadline=deadline,
         )
 
 
 def exact(
-    table: VectorTable, query: Floats, words: Words, survivors: int, k: int, ties: npt.NDArray[np.int64] | None
-) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """Compare all that pass: exactly the nearest `k` (0: all), by float64 similarity and then by `ties`.
+    table: VectorTable,
+    query: Floats,
+    words: Words,
+    survivors: int,
+    k: int,
+    deadline: float | None = None,
+) -> tuple[Ids, npt.NDArray[np.float64], bool]:
+    """Compare all that pass: exactly the nearest `k` (0: all), by float64 similarity and then by the table's `ties`.
 
-    Without `ties`, everything that ties with the last of them is there as well.
+    Without these, everything that ties with the last of them is there as well. The last value is False when the
+    deadline came first: then it is the best of what was compared until then.
     """
     room = k + 16 + k // 16
-    if k and survivors > room:
-        found = table.scan(query, words, room, ties)
+    if k:
+        found = table.scan(query, words, room, deadline)
+        if survivors <= room or not found.complete:
+            return found.ids, found.scores, found.complete
         best = np.partition(found.scores, room - k)[room - k]
-        if ties is not None or best - found.scores.min() > _ROUNDING:
-            return found.ids, found.scores
-    ids = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).astype(np.uint32)
-    scores = table.similarities(query, ids)
-    if k and survivors > k:
+        if table.ties is not None or best - found.scores.min() > _ROUNDING:
+            return found.ids, found.scores, True
+    ids = ids_of(words)
+    step = len(ids) if deadline is None else table.slice_rows
+    scores = table.similarities(query, ids[:step])
+    while len(scores) < len(ids) and deadline is not None and time.monotonic() < deadline:
+        more = table.similarities(query, ids[len(scores) : len(scores) + step])
+        scores = np.concatenate([scores, more])
+    complete = len(scores) == len(ids)
+    ids = ids[: len(scores)]
+    if k and len(scores) > k:
         near = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
         ids, scores = ids[near], scores[near]
-    return ids, scores
+    return ids, scores, complete
 
 
 def open_vectors(
@@ -167,6 +219,13 @@ def open_vectors(
     links = None
     if plan.degree:
         links = _mapped(directory / f"{name}.links", np.uint32, size * plan.degree).reshape(-1, plan.degree)
+    codes = None
+    if plan.lists > 1:
+        codes = Codes(
+            _mapped(directory / f"{name}.codes", np.uint8, bytes_of(size, dims)),
+            _mapped(directory / f"{name}.scales", np.float32, dims),
+            plan.power,
+        )
     table = VectorTable(
         dims,
         _mapped(directory / f"{name}.matrix", np.float32, size * dims).reshape(-1, dims),
@@ -174,8 +233,10 @@ def open_vectors(
         _mapped(directory / f"{name}.ids", np.uint32, size),
         lists,
         links,
+        codes,
+        ties,
     )
-    return SegmentVectors(table, plan, count, ties)
+    return SegmentVectors(table, plan, count)
 
 
 def _mapped(file: Path, dtype: Any, length: int) -> npt.NDArray[Any]:

@@ -31,6 +31,8 @@ def reply_of(answer: Any, *, columns: bool = False) -> pb.SearchReply:
         page_token=answer.get("page_token"),
     )
     hits = answer["hits"]
+    if hits and "light" in hits[0]:
+        reply.light_scores.extend([hit["light"] for hit in hits])
     if columns and hits and "groups" not in hits[0]:
         keys = [hit["ad_id"] for hit in hits]
         if isinstance(keys[0], int):
@@ -55,6 +57,8 @@ def answer_of(reply: pb.SearchReply, *, int_keys: bool) -> Answer:
         if found.groups:
             hit["groups"] = list(found.groups)
         hits.append(hit)
+    for hit, light in zip(hits, reply.light_scores, strict=bool(reply.light_scores)):
+        hit["light"] = light
     answer: Answer = {
         "hits": hits,
         "total": reply.total,
@@ -78,10 +82,13 @@ def common_message(common: Common) -> pb.Common:
         frequencies=common.frequencies,
         vector=common.vector or b"",
         candidates=not common.diversity,
+        light_scores=common.light,
     )
 
 
 def common_of(message: pb.Common) -> Common:
     """Return what is common to all shards."""
     documents = message.documents if message.has_documents else None
-    return Common(documents, dict(message.frequencies), message.vector or None, not message.candidates)
+    return Common(
+        documents, dict(message.frequencies), message.vector or None, not message.candidates, message.light_scores
+    )

@@ -6,22 +6,26 @@ the best candidates first. All files are little-endian; arrays by id that kernel
 
 | file | content |
 | --- | --- |
-| `ids.ties` | int64 by id: what decides between equal scores, the document id itself or its rank |
-| `ids.order` | internal ids sorted by document id: the way from a document id to its internal id |
-| `ids.blob`, `ids.offsets` | document ids (UTF-8) by internal id, and n + 1 offsets; not for whole numbers |
-| `versions` | int64 by id |
+| `ids.ties` | packed, by id: what decides between equal scores, the document id itself or its rank |
+| `ids.order` | short internal ids sorted by document id: the way from a document id to its internal id |
+| `ids.blob`, `ids.offsets` | document ids (UTF-8), sorted, front-coded (`_dictionary`); not for whole numbers |
+| `versions` | packed, by id |
 | `scores.static` | float64 by id, padded with -inf |
-| `numbers.FIELD.values` | int64 or float64 by id, 0 where missing |
-| `numbers.FIELD.sorted`, `numbers.FIELD.order` | present values ascending, and the internal ids in that order |
+| `scores.bounds` | float64, the largest score of each block, which is its first |
+| `numbers.FIELD.values` | by id, 0 where missing: whole numbers packed, others float64, float32 where all of them are |
+| `numbers.FIELD.order` | the short internal ids of present values, these ascending |
 | `numbers.FIELD.present` | bitmap of the ids that have a value; only where some have none |
 | `vectors.FIELD.*` | see `_vector_files` |
+
+*Packed* whole numbers are stored as `_packed` says, with width, base and step in the manifest. Of `ids.ties` they have
+4 bytes or 8, and 8 where the catalogue has vectors, which compare them as they are. *Short* ids have as few bytes as
+hold the number of documents less one.
 """
 
 from __future__ import annotations
 
 import os
-from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -34,13 +38,16 @@ import numpy.typing as npt
 from catalog import Catalog
 from manas._bits import padded, words_of
 from manas._columns import Columns
+from manas._dictionary import shortest, write_strings
 from manas._exceptions import InvalidDocument, SegmentError
 from manas._forward import ForwardWriter
 from manas._lists import ListWriter, Sizes
 from manas._manifest import FORMAT_VERSION, FieldFormat, Manifest, file_entry, write_manifest
+from manas._packed import Packing, packed, short_ids
 from manas._schema import DocumentSchema, static_scores
 from manas._targets import TargetsWriter
 from manas._vector_files import VectorBuild, write_vectors
+from manas.kernels.layout import BLOCK_IDS
 
 
 class SegmentWriter:
@@ -54,6 +61,7 @@ class SegmentWriter:
         self._directory = directory
         self._schema = DocumentSchema(catalog)
         self._vectors = vectors or VectorBuild()
+        self._packed: dict[str, Packing] = {}
 
     def write(
         self,
@@ -86,12 +94,18 @@ class SegmentWriter:
         internal[inputs] = np.arange(count, dtype=np.uint32)
         targets.write(self._save, internal)
         if not self._schema.int_keys:
-            self._table("ids", (columns.ids[place].encode() for place in inputs.tolist()))
-        self._save("ids.order", internal[by_name])
-        self._save("ids.ties", _padded(ties[inputs], 0))
-        self._save("versions", _joined(columns.versions, np.int64)[inputs])
+            names = [columns.ids[place].encode() for place in by_name.tolist()]
+            with (self._directory / "ids.blob").open("xb") as blob:
+                offsets = [0, *write_strings(blob, names, 0)]
+            self._save("ids.offsets", shortest(np.array(offsets, np.uint64)))
+        self._save("ids.order", short_ids(internal[by_name], count))
+        self._save_packed("ids.ties", ties[inputs], 8 if columns.vectors else 4, pad=True)
+        self._save_packed("versions", _joined(columns.versions, np.int64)[inputs], 1)
         self._save("scores.static", _padded(scores[inputs], -np.inf))
-        postings = {name: column.finish() for name, column in columns.terms.items()}
+        self._save("scores.bounds", scores[inputs[::BLOCK_IDS]])
+        keys = ties.tolist() if self._schema.int_keys else columns.ids
+        own = {name for name, column in columns.terms.items() if count and column.is_key(keys)}
+        postings = {name: column.finish() for name, column in columns.terms.items() if name not in own}
         sizes = ListWriter(self._directory, internal).write(postings)
         for name, (values, holders) in numbers.items():
             self._numbers(name, values[inputs], None if holders is None else holders[inputs])
@@ -99,7 +113,7 @@ class SegmentWriter:
             holders_of, matrix = column.finish()
             dims = self._schema.vector_fields[name].column.dims
             write_vectors(self._directory, name, dims, internal[holders_of], matrix, count, self._vectors)
-        return self._seal(count, snapshot_ts, delta_positions, budget_positions, columns.present, sizes)
+        return self._seal(count, snapshot_ts, delta_positions, budget_positions, columns.present, sizes, own)
 
     def _order_of_names(self, columns: Columns) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the tie keys, and the documents sorted by id. Raises InvalidDocument for one that comes twice."""
@@ -126,6 +140,7 @@ class SegmentWriter:
         budget_positions: Mapping[int, int],
         present: Mapping[str, int],
         postings: Mapping[str, Sizes],
+        own: Collection[str],
     ) -> Manifest:
         files = sorted(p for p in self._directory.iterdir())
         for file in files:
@@ -146,6 +161,8 @@ class SegmentWriter:
                     f.name: FieldFormat(f.index.value, f.type.value, f.column.dims, f.payload or "", f.family)
                     for f in catalog.fields.values()
                 },
+                packed=self._packed,
+                keys=tuple(sorted(own)),
                 postings=_total(postings),
                 postings_by_field=dict(postings),
                 files={file.name: file_entry(file) for file in files},
@@ -160,27 +177,29 @@ class SegmentWriter:
         with (self._directory / name).open("xb") as handle:
             np.ascontiguousarray(values).tofile(handle)
 
-    def _table(self, name: str, items: Iterable[bytes]) -> None:
-        offsets = array("Q", [0])
-        with (self._directory / f"{name}.blob").open("xb") as blob:
-            for item in items:
-                blob.write(item)
-                offsets.append(offsets[-1] + len(item))
-        self._save(f"{name}.offsets", np.frombuffer(offsets, np.uint64))
+    def _save_packed(self, name: str, values: npt.NDArray[np.int64], least: int, *, pad: bool = False) -> None:
+        stored, self._packed[name] = packed(values, least)
+        self._save(name, _padded(stored, 0) if pad else stored)
 
     def _numbers(self, field: str, values: npt.NDArray[Any], holders: npt.NDArray[np.bool_] | None) -> None:
         ids = np.arange(len(values), dtype=np.uint32) if holders is None else np.flatnonzero(holders).astype(np.uint32)
         present = values[ids]
-        order = np.argsort(present, kind="stable")
-        self._save(f"numbers.{field}.values", _padded(values, 0))
-        self._save(f"numbers.{field}.sorted", present[order])
-        self._save(f"numbers.{field}.order", ids[order])
+        name = f"numbers.{field}.values"
+        if values.dtype == np.int64:
+            present, self._packed[name] = packed(present)
+        elif (present.astype(np.float32) == present).all():
+            present = present.astype(np.float32)
+        stored = np.zeros(len(values), present.dtype)
+        stored[ids] = present
+        self._save(name, _padded(stored, 0))
+        order = ids[np.argsort(present, kind="stable")]
+        self._save(f"numbers.{field}.order", short_ids(order, len(values)))
         if holders is not None:
             self._save(f"numbers.{field}.present", words_of(ids, len(values)))
 
 
 def _total(postings: Mapping[str, Sizes]) -> Sizes:
-    total = {"dense_lists": 0, "dense_bytes": 0, "split_lists": 0, "split_bytes": 0}
+    total = {"terms": 0, "dense_lists": 0, "dense_bytes": 0, "split_lists": 0, "split_bytes": 0}
     total |= {"payload_bytes": 0, "bound_bytes": 0}
     for sizes in postings.values():
         for name, value in sizes.items():

@@ -15,6 +15,8 @@ class Hit(TypedDict):
     score: float
     groups: NotRequired[list[str]]
     """Values of the field that diversity goes by; only in answers to a broker."""
+    light: NotRequired[float]
+    """Score of the first phase, where there is a second; only in answers to a broker."""
 
 
 class Answer(TypedDict):

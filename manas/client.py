@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import grpc
 
 from catalog import Catalog, ValueType
-from manas._common import Common
+from manas._common import Ask, Common, with_shared
 from manas._exceptions import InvalidRequest, ManasError, ManasUnavailable, NotServing
 from manas._wire import answer_of, common_message
 from manas.api import Answer
@@ -19,6 +19,7 @@ from messaging.proto import adsindex_pb2_grpc as rpc
 from messaging.rpc import open_channel
 
 T = TypeVar("T")
+_LEAST_SECONDS = 1e-9
 _GRACE_SECONDS = 1.0
 """Beyond the time a search is given: for the way there and back."""
 
@@ -60,7 +61,8 @@ class ManasClient:
         common: Common | None = None,
     ) -> Answer:
         """Return the best `k` ads that fit; 0 means all. `timeout_s`: what was found until then, as partial."""
-        wanted = self._wanted(request, k, counting, timeout_s, common)
+        wanted = self._wanted(Ask(request, k, counting, common))
+        wanted.timeout_s = _sent(timeout_s)
         return answer_of(self._search(wanted), int_keys=self._int_keys)
 
     def search_batch(
@@ -70,16 +72,37 @@ class ManasClient:
         *,
         counting: bool = True,
         timeout_s: float | None = None,
-    ) -> list[Answer | InvalidRequest]:
-        """Return the answers of many requests in one call; a bad request has its error in its place.
+    ) -> list[Answer | ManasError]:
+        """Return the answers of many requests in one call; one that cannot be answered has its error in its place.
 
-        `timeout_s` is for all of them together.
+        That is InvalidRequest, or behind a broker ManasUnavailable for a document whose shard is away. `timeout_s` is
+        for all of them together.
         """
-        batch = pb.SearchBatchRequest(requests=[self._wanted(r, k, counting, timeout_s, None) for r in requests])
+        return self._batch([Ask(request, k, counting) for request in requests], None, timeout_s)
+
+    def search_each(
+        self, asks: Sequence[Ask], *, shared: Common | None = None, timeout_s: float | None = None
+    ) -> list[Answer | ManasError]:
+        """Return the answers of requests that each have their own options, in one call, as `search_batch` does.
+
+        `shared` are the counts that all of them go by.
+        """
+        if len(asks) != 1:
+            return self._batch(asks, shared, timeout_s)
+        [ask] = asks
+        common = with_shared(ask.common, shared)
+        try:
+            return [self.search(ask.request, ask.k, counting=ask.counting, timeout_s=timeout_s, common=common)]
+        except InvalidRequest as error:
+            return [error]
+
+    def _batch(self, asks: Sequence[Ask], shared: Common | None, timeout_s: float | None) -> list[Answer | ManasError]:
+        batch = pb.SearchBatchRequest(requests=map(self._wanted, asks), timeout_s=_sent(timeout_s))
+        if shared is not None:
+            batch.common.CopyFrom(common_message(shared))
         limit = self._limit(timeout_s)
         replies = self._call(lambda: self._stub.SearchBatch(batch, timeout=limit)).replies
-        int_keys = self._int_keys
-        return [InvalidRequest(r.error) if r.error else answer_of(r, int_keys=int_keys) for r in replies]
+        return [_outcome(reply, int_keys=self._int_keys) for reply in replies]
 
     def explain(
         self,
@@ -90,14 +113,14 @@ class ManasClient:
         common: Common | None = None,
     ) -> dict[str, Any]:
         """Return the answer with its plan, and why an ad is or is not in it."""
-        wanted = self._wanted(request, k, True, None, common)
+        wanted = self._wanted(Ask(request, k, common=common))
         wanted.explain, wanted.explain_ad_id = True, "" if ad_id is None else str(ad_id)
         reply = self._search(wanted)
         return {**answer_of(reply, int_keys=self._int_keys), **json.loads(reply.explain_json)}
 
-    def statistics(self, request: Mapping[str, Any]) -> Common:
-        """Return what idf needs of this server for a request."""
-        wanted = pb.StatisticsRequest(request_json=json.dumps(request))
+    def statistics(self, requests: Sequence[Mapping[str, Any]]) -> Common:
+        """Return what idf needs of this server for the words of requests; those that cannot be read have none."""
+        wanted = pb.StatisticsRequest(requests_json=map(json.dumps, requests))
         reply = self._call(lambda: self._stub.Statistics(wanted, timeout=self._timeout_s))
         return Common(reply.documents, dict(reply.frequencies))
 
@@ -137,16 +160,14 @@ class ManasClient:
                 raise self._translated(error) from error
 
     @staticmethod
-    def _wanted(
-        request: Mapping[str, Any], k: int, counting: bool, timeout_s: float | None, common: Common | None
-    ) -> pb.SearchRequest:
+    def _wanted(ask: Ask) -> pb.SearchRequest:
+        k = ask.k
         if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k < 1 << 31:
             raise InvalidRequest(f"k: a whole number from 0 (all), got {k!r}")
-        wanted = pb.SearchRequest(
-            request_json=json.dumps(request), k=k, skip_total=not counting, timeout_s=timeout_s or 0.0, columns=True
-        )
-        if common is not None:
-            wanted.common.CopyFrom(common_message(common))
+        text = json.dumps(ask.request)
+        wanted = pb.SearchRequest(request_json=text, k=k, skip_total=not ask.counting, columns=True)
+        if ask.common is not None:
+            wanted.common.CopyFrom(common_message(ask.common))
         return wanted
 
     def _search(self, wanted: pb.SearchRequest) -> pb.SearchReply:
@@ -171,3 +192,14 @@ class ManasClient:
         return ManasUnavailable(
             f"the Manas server on port {self._port} answered {error.code().name}: {error.details()}; is it running?"
         )
+
+
+def _sent(timeout_s: float | None) -> float:
+    """Return a time limit as it is sent: 0 is none, and no time at all is a very short one."""
+    return 0.0 if timeout_s is None else max(timeout_s, _LEAST_SECONDS)
+
+
+def _outcome(reply: pb.SearchReply, *, int_keys: bool) -> Answer | ManasError:
+    if reply.error:
+        return ManasUnavailable(reply.error) if reply.unavailable else InvalidRequest(reply.error)
+    return answer_of(reply, int_keys=int_keys)

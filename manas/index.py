@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +15,9 @@ from catalog.documents import encode_document
 from manas import _explain
 from manas._base import Base
 from manas._clauses import And, Condition, Not, Term
-from manas._common import Common
+from manas._common import Ask, Common, with_shared
 from manas._delta import Delta, Entry
-from manas._exceptions import InvalidDocument, InvalidRequest, NotServing
+from manas._exceptions import InvalidDocument, InvalidRequest, ManasError, NotServing
 from manas._fold_files import Fold
 from manas._layer import Layer
 from manas._request import Query, RequestParser
@@ -232,13 +233,38 @@ class Index:
             result["problem"] = self.caveat
         return result
 
-    def statistics(self, request: Mapping[str, Any]) -> Common:
-        """Return what idf needs of this index for a request's text, for a broker to add up. Raises InvalidRequest."""
+    def search_each(
+        self, asks: Sequence[Ask], *, shared: Common | None = None, timeout_s: float | None = None
+    ) -> list[Answer | ManasError]:
+        """Return the answers of several requests in order, a bad one's error in its place. Raises NotServing.
+
+        `timeout_s` is for all of them together; those that it leaves no time for are partial and empty.
+        """
+        ends = None if timeout_s is None else time.monotonic() + timeout_s
+        answers: list[Answer | ManasError] = []
+        for ask in asks:
+            left = None if ends is None else max(0.0, ends - time.monotonic())
+            common = with_shared(ask.common, shared)
+            try:
+                answer = self.search(ask.request, ask.k, counting=ask.counting, timeout_s=left, common=common)
+                answers.append(answer)
+            except InvalidRequest as error:
+                answers.append(error)
+        return answers
+
+    def statistics(self, requests: Sequence[Mapping[str, Any]]) -> Common:
+        """Return what idf needs of this index for the words of requests, for a broker to add up. Raises NotServing.
+
+        A request that cannot be read has none: who searches with it is told what is wrong.
+        """
         self.check_serving()
-        query, field = self._parse(request, 0), self.schema.catalog.serving.text or ""
+        field, terms = self.schema.catalog.serving.text or "", set[str]()
+        for request in requests:
+            with suppress(InvalidRequest):
+                terms.update(self._parse(request, 0).text_terms)
         with self._lock:
             views = self._view.layers()
-            frequencies = {term: sum(v.live_frequency(field, term) for v in views) for term in query.text_terms}
+            frequencies = {term: sum(v.live_frequency(field, term) for v in views) for term in sorted(terms)}
             return Common(sum(map(len, views)), frequencies)
 
     def get(self, document_ids: Sequence[str], fields: Sequence[str] | None = None) -> list[pb.ServedDocument]:

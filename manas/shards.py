@@ -28,6 +28,8 @@ _ROOT = Path(__file__).parent.parent
 _BEAT_SECONDS = 0.5
 _WORDS = 600
 _NICE = 10
+_LOOKED_AT = 100
+"""Documents of which the shard is checked: another spread would be seen at the first few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +85,15 @@ def ensure_part(
 ) -> Path:
     """Return a shard's part of a base, made now if it was not yet; `beat` is called now and then meanwhile.
 
-    A crash leaves a hidden directory that is removed next time. Raises SegmentError.
+    A base that was built in as many shards has it ready. A crash leaves a hidden directory that is removed next time.
+    Raises SegmentError.
     """
     part = part_directory(base_dir, version, shard)
     if part.is_dir() or shard.count == 1:
         return part
-    Base.open(base_dir / version, verify=False)  # names what is wrong with the base before a process is started
+    base = Base.open(base_dir / version, verify=False)  # says what is wrong with it before a process is started
+    if (ready := _ready_part(base, shard)) is not None:
+        return ready
     part.parent.mkdir(parents=True, exist_ok=True)
     with (part.parent / "lock").open("ab") as lock:
         while not part.is_dir():
@@ -100,6 +105,20 @@ def ensure_part(
                 continue
             _make(PartOrder(base_dir / version, part, shard, catalog), base_dir, beat)
     return part
+
+
+def _ready_part(base: Base, shard: Shard) -> Path | None:
+    """Return the segment of a base that is a shard's part, None where it was built in other shards.
+
+    Whoever built it spread documents as `shard_of` says; some of them are looked at to be sure of it.
+    """
+    if len(base.segments) != shard.count:
+        return None
+    segment = base.segments[shard.number]
+    some = range(0, segment.count, max(1, segment.count // _LOOKED_AT))
+    if not all(shard.has(segment.document_id(internal)) for internal in some):
+        return None
+    return segment.directory
 
 
 def _make(order: PartOrder, base_dir: Path, beat: Callable[[], None]) -> None:

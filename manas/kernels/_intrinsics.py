@@ -25,6 +25,8 @@ def _pointer_cast(element):
 u64 = _pointer_cast(types.uint64)
 i64 = _pointer_cast(types.int64)
 u8 = _pointer_cast(types.uint8)
+i8 = _pointer_cast(types.int8)
+u16 = _pointer_cast(types.uint16)
 u32 = _pointer_cast(types.uint32)
 i32 = _pointer_cast(types.int32)
 f64 = _pointer_cast(types.float64)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from numba import cfunc, njit, types
 
-from manas.kernels._intrinsics import bits_to_float, f32, f64, i64, popcount, trailing_zeros, u32, u64
+from manas.kernels._heap_source import put, worse
+from manas.kernels._intrinsics import bits_to_float, f32, f64, i64, popcount, trailing_zeros, u8, u16, u32, u64
 from manas.kernels._predicate_source import keep_predicates
 from manas.kernels.layout import BLOCK_IDS, BLOCK_WORDS, BOUND_IDS, Bonus, Code, Op, Param
 
@@ -43,7 +44,37 @@ def seek(ids, count, at, wanted):
 
 
 @njit(inline="always")
-def evaluate(code, length, cursors, stack, block):
+def keep_between(stack, base, first, values, low, high):
+    """Clear the bits of a block whose ids have a whole number outside of a closed interval."""
+    for w in range(BLOCK_WORDS):
+        left = stack[base + w]
+        keep = left
+        while left != 0:
+            bit = trailing_zeros(left)
+            left &= left - types.uint64(1)
+            value = types.int64(values[first + w * 64 + types.int64(bit)])
+            if value < low or value > high:
+                keep &= ~(types.uint64(1) << bit)
+        stack[base + w] = keep
+
+
+@njit(inline="always")
+def keep_between_floats(stack, base, first, values, low, high):
+    """Clear the bits of a block whose ids have a float outside of a closed interval."""
+    for w in range(BLOCK_WORDS):
+        left = stack[base + w]
+        keep = left
+        while left != 0:
+            bit = trailing_zeros(left)
+            left &= left - types.uint64(1)
+            value = types.float64(values[first + w * 64 + types.int64(bit)])
+            if value < low or value > high:
+                keep &= ~(types.uint64(1) << bit)
+        stack[base + w] = keep
+
+
+@njit(inline="always")
+def evaluate(code, length, stack, block):
     """Run a program over one block; the result is in the first words of `stack`. Returns whether any bit is set."""
     top = -1
     at = 0
@@ -76,14 +107,13 @@ def evaluate(code, length, cursors, stack, block):
         elif op <= Op.SPLIT_LAST:
             ids = u32(a)
             count = code[row + 2]
-            cursor = code[row + 3]
             if op == Op.PUSH_SPLIT:
                 top += 1
                 base = top * BLOCK_WORDS
                 for w in range(BLOCK_WORDS):
                     stack[base + w] = 0
             base = top * BLOCK_WORDS
-            place = seek(ids, count, cursors[cursor], first)
+            place = seek(ids, count, code[row + Code.READ], first)
             last = first + BLOCK_IDS
             if op == Op.ANDNOT_SPLIT:
                 while place < count and ids[place] < last:
@@ -95,7 +125,7 @@ def evaluate(code, length, cursors, stack, block):
                     offset = ids[place] - first
                     stack[base + (offset >> 6)] |= types.uint64(1) << types.uint64(offset & 63)
                     place += 1
-            cursors[cursor] = place
+            code[row + Code.READ] = place
         elif op == Op.AND:
             top -= 1
             base = top * BLOCK_WORDS
@@ -121,39 +151,23 @@ def evaluate(code, length, cursors, stack, block):
             for w in range(BLOCK_WORDS):
                 any_bit |= stack[base + w]
             if any_bit == 0:
-                at = a
+                at = length
+        elif op == Op.AND_RANGE_U8:
+            keep_between(stack, top * BLOCK_WORDS, first, u8(a), code[row + 2], code[row + 3])
+        elif op == Op.AND_RANGE_U16:
+            keep_between(stack, top * BLOCK_WORDS, first, u16(a), code[row + 2], code[row + 3])
+        elif op == Op.AND_RANGE_U32:
+            keep_between(stack, top * BLOCK_WORDS, first, u32(a), code[row + 2], code[row + 3])
         elif op == Op.AND_RANGE_INT:
-            values = i64(a)
-            low = code[row + 2]
-            high = code[row + 3]
-            base = top * BLOCK_WORDS
-            for w in range(BLOCK_WORDS):
-                keep = stack[base + w]
-                if keep != 0:
-                    left = keep
-                    while left != 0:
-                        bit = trailing_zeros(left)
-                        left &= left - types.uint64(1)
-                        value = values[first + w * 64 + types.int64(bit)]
-                        if value < low or value > high:
-                            keep &= ~(types.uint64(1) << bit)
-                    stack[base + w] = keep
-        elif op == Op.AND_RANGE_FLOAT:
-            numbers = f64(a)
+            keep_between(stack, top * BLOCK_WORDS, first, i64(a), code[row + 2], code[row + 3])
+        elif op == Op.AND_RANGE_F32:
             least = bits_to_float(code[row + 2])
             most = bits_to_float(code[row + 3])
-            base = top * BLOCK_WORDS
-            for w in range(BLOCK_WORDS):
-                keep = stack[base + w]
-                if keep != 0:
-                    left = keep
-                    while left != 0:
-                        bit = trailing_zeros(left)
-                        left &= left - types.uint64(1)
-                        number = numbers[first + w * 64 + types.int64(bit)]
-                        if number < least or number > most:
-                            keep &= ~(types.uint64(1) << bit)
-                    stack[base + w] = keep
+            keep_between_floats(stack, top * BLOCK_WORDS, first, f32(a), least, most)
+        elif op == Op.AND_RANGE_FLOAT:
+            least = bits_to_float(code[row + 2])
+            most = bits_to_float(code[row + 3])
+            keep_between_floats(stack, top * BLOCK_WORDS, first, f64(a), least, most)
         elif op == Op.AND_PREDICATE:
             keep_predicates(stack, top * BLOCK_WORDS, first, a)
         else:  # Op.PUSH_NONE
@@ -168,7 +182,7 @@ def evaluate(code, length, cursors, stack, block):
 
 
 @njit(inline="always")
-def next_block(p, drivers, cursors, block):
+def next_block(p, drivers, block):
     """Return the first block from `block` on that can hold a match: where any of the driving lists has an id."""
     count = p[Param.DRIVERS]
     if count == 0:
@@ -178,9 +192,8 @@ def next_block(p, drivers, cursors, block):
     for d in range(count):
         ids = u32(drivers[3 * d])
         size = drivers[3 * d + 1]
-        cursor = drivers[3 * d + 2]
-        place = seek(ids, size, cursors[cursor], first)
-        cursors[cursor] = place
+        place = seek(ids, size, drivers[3 * d + 2], first)
+        drivers[3 * d + 2] = place
         if place < size:
             found = types.int64(ids[place]) // BLOCK_IDS
             if found < best:
@@ -189,48 +202,12 @@ def next_block(p, drivers, cursors, block):
 
 
 @njit(inline="always")
-def worse(score, tie, other_score, other_tie):
-    """Tell whether the first candidate ranks behind the second."""
-    return score < other_score or (score == other_score and tie > other_tie)
-
-
-@njit(inline="always")
 def offer(p, scores, ties, ids, score, tie, number):
     """Put a candidate into the heap of the best; the worst of them is at its root."""
     size = p[Param.HEAP_SIZE]
     k = p[Param.K]
-    if size < k:
-        at = size
-        p[Param.HEAP_SIZE] = size + 1
-        while at > 0:
-            parent = (at - 1) >> 1
-            if worse(score, tie, scores[parent], ties[parent]):
-                scores[at] = scores[parent]
-                ties[at] = ties[parent]
-                ids[at] = ids[parent]
-                at = parent
-            else:
-                break
-    else:
-        if not worse(scores[0], ties[0], score, tie):
-            return
-        at = 0
-        while True:
-            child = 2 * at + 1
-            if child >= k:
-                break
-            if child + 1 < k and worse(scores[child + 1], ties[child + 1], scores[child], ties[child]):
-                child += 1
-            if worse(scores[child], ties[child], score, tie):
-                scores[at] = scores[child]
-                ties[at] = ties[child]
-                ids[at] = ids[child]
-                at = child
-            else:
-                break
-    scores[at] = score
-    ties[at] = tie
-    ids[at] = number
+    if size < k or worse(scores[0], ties[0], score, tie):
+        p[Param.HEAP_SIZE] = put(scores, ties, ids, size, k, score, tie, number)
 
 
 @njit(inline="always")
@@ -340,11 +317,12 @@ def top_k(p):
     """
     code = i64(p[Param.CODE])
     length = p[Param.CODE_LENGTH]
-    cursors = i64(p[Param.CURSORS])
     stack = u64(p[Param.STACK])
     drivers = i64(p[Param.DRIVER_TABLE])
     static = f64(p[Param.STATIC])
     tie_keys = i64(p[Param.TIES])
+    short_keys = u32(p[Param.TIES])
+    short = p[Param.SHORT_TIES] != 0
     block_max = f64(p[Param.BLOCK_MAX])
     suffix_max = f64(p[Param.SUFFIX_MAX])
     bonuses = i64(p[Param.BONUS_TABLE])
@@ -364,7 +342,7 @@ def top_k(p):
     matched = p[Param.MATCHED]
     evaluated = p[Param.EVALUATED]
     while block < until:
-        block = next_block(p, drivers, cursors, block)
+        block = next_block(p, drivers, block)
         if block >= until:
             break
         full = p[Param.HEAP_SIZE] == k
@@ -387,7 +365,7 @@ def top_k(p):
                 block += 1
                 continue
         evaluated += 1
-        if evaluate(code, length, cursors, stack, block):
+        if evaluate(code, length, stack, block):
             if hopeless:
                 for w in range(BLOCK_WORDS):
                     matched += types.int64(popcount(stack[w]))
@@ -406,9 +384,10 @@ def top_k(p):
                     score = static[number]
                     if bonus_count > 0:
                         score += bonus[number - first]
-                    if paging and not worse(score, tie_keys[number], after_score, after_tie):
+                    tie = types.int64(short_keys[number]) if short else tie_keys[number]
+                    if paging and not worse(score, tie, after_score, after_tie):
                         continue
-                    offer(p, best_scores, best_ties, best_ids, score, tie_keys[number], number)
+                    offer(p, best_scores, best_ties, best_ids, score, tie, number)
                     if rising and bonus_count == 0 and counting == 0 and p[Param.HEAP_SIZE] == k:
                         # Ids follow (score, tie key): nothing that comes later can be better.
                         done = True
@@ -428,7 +407,6 @@ def match(p):
     """Write the bitmap of what a program matches in blocks [BLOCK, UNTIL) to OUT and count it."""
     code = i64(p[Param.CODE])
     length = p[Param.CODE_LENGTH]
-    cursors = i64(p[Param.CURSORS])
     stack = u64(p[Param.STACK])
     drivers = i64(p[Param.DRIVER_TABLE])
     out = u64(p[Param.OUT])
@@ -437,11 +415,11 @@ def match(p):
     matched = p[Param.MATCHED]
     evaluated = p[Param.EVALUATED]
     while block < until:
-        block = next_block(p, drivers, cursors, block)
+        block = next_block(p, drivers, block)
         if block >= until:
             break
         evaluated += 1
-        if evaluate(code, length, cursors, stack, block):
+        if evaluate(code, length, stack, block):
             base = block * BLOCK_WORDS
             for w in range(BLOCK_WORDS):
                 word = stack[w]

@@ -1,40 +1,32 @@
-"""Nearest-neighbour kernels' source for Numba: by all that pass a filter, by lists of a clustering, by a graph.
+"""Nearest-neighbour kernels' source for Numba: by all that pass a filter, and by lists of a clustering.
 
 The rules of `_source` hold: one pointer to parameters, nothing allocated, nothing raised. Similarities are dot products
-of float32 while searching; `score_near` then gives what is left in the heap its float64 similarity.
+of float32 while searching; `score_near` then gives what is left in the heap its float64 similarity. A kernel that met
+`UNTIL` rows pauses with all its state in the parameters, so that the caller can look at the clock between two slices.
 """
 
 # mypy: ignore-errors
 # ruff: noqa: PLR1730 - Numba's min and max can raise, and kernels must not
 from __future__ import annotations
 
-from llvmlite import ir
 from numba import cfunc, njit, types
-from numba.extending import intrinsic
 
-from manas.kernels._intrinsics import bits_to_float, f32, f64, i64, trailing_zeros, u32, u64
-from manas.kernels._source import SIGNATURE, worse
-from manas.kernels.vector_layout import MAX_SEEDS, NO_ROW, Near
+from manas.kernels._heap_source import put, worse
+from manas.kernels._intrinsics import bits_to_float, f32, f64, i8, i64, trailing_zeros, u32, u64
+from manas.kernels._source import SIGNATURE
+from manas.kernels._vector_intrinsics import most, place_of, prefetch, reaching, similarities
+from manas.kernels.vector_layout import GROUP, PAUSED, RING, Near
 
 SLACK, SIGMAS = 0.1, 2.0
 """By how much the number that pass in the lists scanned may differ from what a random filter would let pass there: a
 tenth of it, and two standard deviations."""
-
-
-@intrinsic
-def prefetch(typing_context, address):
-    """Ask for the cache line of an address."""
-
-    def codegen(context, builder, signature, arguments):
-        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-        number = ir.IntType(32)
-        wanted = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
-        name = "llvm.prefetch.p0i8" if "i8*" in str(pointer.type) else "llvm.prefetch.p0"
-        function = builder.module.globals.get(name) or ir.Function(builder.module, wanted, name)
-        builder.call(function, [pointer, number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
+TESTED_PARTS = 4
+"""Where rows are compared by codes, one of so many parts of a list is tested to see whether the filter depends on the
+vectors: each time another, because a list's rows are in the order of ids, which filters may depend on."""
+CODE_SIGMAS = 5.0
+"""Standard deviations of a code's error to allow for: one in three million is further off."""
+NOTHING = types.float32(-1e30)
+"""The bound of a list that was scanned or is none."""
 
 
 @njit(inline="always")
@@ -54,52 +46,16 @@ def passes(words, number):
 
 
 @njit(inline="always")
-def keep(p, scores, ties, numbers, score, tie, number):
-    """Put a candidate into the heap of the best; the worst of them is at its root. It is known to be good enough."""
-    size = p[Near.SIZE]
-    k = p[Near.K]
-    if size < k:
-        at = size
-        p[Near.SIZE] = size + 1
-        while at > 0:
-            parent = (at - 1) >> 1
-            if worse(score, tie, scores[parent], ties[parent]):
-                scores[at] = scores[parent]
-                ties[at] = ties[parent]
-                numbers[at] = numbers[parent]
-                at = parent
-            else:
-                break
-    else:
-        at = 0
-        while True:
-            child = 2 * at + 1
-            if child >= k:
-                break
-            if child + 1 < k and worse(scores[child + 1], ties[child + 1], scores[child], ties[child]):
-                child += 1
-            if worse(scores[child], ties[child], score, tie):
-                scores[at] = scores[child]
-                ties[at] = ties[child]
-                numbers[at] = numbers[child]
-                at = child
-            else:
-                break
-    scores[at] = score
-    ties[at] = tie
-    numbers[at] = number
-
-
-@njit(inline="always")
 def offer_row(p, scores, ties, numbers, tie_keys, score, number):
     """Keep a candidate if it is better than the worst of k."""
-    full = p[Near.SIZE] == p[Near.K]
-    if not full or score >= scores[0]:
+    size = p[Near.SIZE]
+    k = p[Near.K]
+    if size < k or score >= scores[0]:
         tie = number
         if p[Near.TIES_AT] != 0:
             tie = tie_keys[number]
-        if not full or worse(scores[0], ties[0], score, tie):
-            keep(p, scores, ties, numbers, score, tie, number)
+        if size < k or worse(scores[0], ties[0], score, tie):
+            p[Near.SIZE] = put(scores, ties, numbers, size, k, score, tie, number)
 
 
 def score_near(p):
@@ -126,7 +82,7 @@ def score_near(p):
 
 
 def scan_near(p):
-    """Compare every vector whose id is in the bitmap."""
+    """Compare every vector whose id is in the bitmap; vectors are asked from memory some rows ahead."""
     dims = p[Near.DIMS]
     query = f32(p[Near.QUERY_AT])
     matrix = f32(p[Near.MATRIX_AT])
@@ -136,9 +92,15 @@ def scan_near(p):
     scores = f64(p[Near.SCORES_AT])
     ties = i64(p[Near.HEAP_TIES_AT])
     numbers = i64(p[Near.HEAP_IDS_AT])
+    ring = i64(p[Near.BUFFER_AT])
     mapped = p[Near.ROWS_AT] != 0
-    compared = 0
-    for w in range(p[Near.WORDS]):
+    size = dims * 4
+    lines = (size + 63) >> 6
+    compared = p[Near.COMPARED]
+    until = p[Near.UNTIL]
+    asked = compared
+    w = p[Near.AT]
+    while w < p[Near.WORDS] and compared < until:
         left = words[w]
         while left != 0:
             number = w * 64 + types.int64(trailing_zeros(left))
@@ -146,28 +108,149 @@ def scan_near(p):
             row = number
             if mapped:
                 row = types.int64(rows[number])
-            offer_row(p, scores, ties, numbers, tie_keys, types.float64(dot(query, matrix, row, dims)), number)
-            compared += 1
+            start = p[Near.MATRIX_AT] + row * size
+            for line in range(lines):
+                prefetch(start + line * 64)
+            place = 2 * (asked & (RING - 1))
+            if asked - compared == RING:
+                score = types.float64(dot(query, matrix, ring[place + 1], dims))
+                offer_row(p, scores, ties, numbers, tie_keys, score, ring[place])
+                compared += 1
+            ring[place] = number
+            ring[place + 1] = row
+            asked += 1
+        w += 1
+    while compared < asked:
+        place = 2 * (compared & (RING - 1))
+        score = types.float64(dot(query, matrix, ring[place + 1], dims))
+        offer_row(p, scores, ties, numbers, tie_keys, score, ring[place])
+        compared += 1
+    p[Near.AT] = w
     p[Near.COMPARED] = compared
+    p[Near.STATUS] = PAUSED if w < p[Near.WORDS] else 0
 
 
 @njit(inline="always")
-def sink(bounds, order, at, size):
-    """Restore the heap of lists, the one with the highest bound at its root, from one place down."""
-    moved = order[at]
-    bound = bounds[moved]
-    while True:
-        child = 2 * at + 1
-        if child >= size:
-            break
-        if child + 1 < size and bounds[order[child + 1]] > bounds[order[child]]:
-            child += 1
-        if bounds[order[child]] > bound:
-            order[at] = order[child]
-            at = child
-        else:
-            break
-    order[at] = moved
+def groups_of(count):
+    """Return how many groups hold so many."""
+    return (count + GROUP - 1) // GROUP
+
+
+@njit(inline="always")
+def rank_bounds(p):
+    """Work out the greatest bound of every group of lists, and of every group of groups."""
+    groups = groups_of(p[Near.LISTS])
+    above = groups_of(groups)
+    middle_at = p[Near.BOUNDS_AT] + 4 * GROUP * groups
+    middle = f32(middle_at)
+    top = f32(middle_at + 4 * GROUP * above)
+    for group in range(GROUP * above):
+        middle[group] = NOTHING
+        if group < groups:
+            middle[group] = most(p[Near.BOUNDS_AT] + 4 * GROUP * group)
+    for group in range(GROUP * p[Near.TOPS]):
+        top[group] = NOTHING
+        if group < above:
+            top[group] = most(middle_at + 4 * GROUP * group)
+
+
+@njit(inline="always")
+def aim(p, reach):
+    """Work out the bound of every list."""
+    lists = p[Near.LISTS]
+    dims = p[Near.DIMS]
+    bounds = f32(p[Near.BOUNDS_AT])
+    spread = f32(p[Near.SPREAD_AT])
+    groups = groups_of(lists)
+    for group in range(groups):
+        start = p[Near.CENTROIDS_AT] + 4 * GROUP * dims * group
+        similarities(start, p[Near.QUERY_AT], dims, p[Near.BOUNDS_AT] + 4 * GROUP * group)
+    for place in range(lists):
+        bounds[place] += reach * spread[place]
+    for place in range(lists, GROUP * groups):
+        bounds[place] = NOTHING
+    rank_bounds(p)
+
+
+@njit(inline="always")
+def next_list(p):
+    """Return the list with the highest bound of those not taken yet."""
+    groups = groups_of(p[Near.LISTS])
+    middle_at = p[Near.BOUNDS_AT] + 4 * GROUP * groups
+    top_at = middle_at + 4 * GROUP * groups_of(groups)
+    place = 0
+    highest = most(top_at)
+    for group in range(1, p[Near.TOPS]):
+        other = most(top_at + 4 * GROUP * group)
+        if other > highest:
+            highest = other
+            place = group
+    place = GROUP * place + place_of(top_at + 4 * GROUP * place, highest)
+    place = GROUP * place + place_of(middle_at + 4 * GROUP * place, highest)
+    return GROUP * place + place_of(p[Near.BOUNDS_AT] + 4 * GROUP * place, highest)
+
+
+@njit(inline="always")
+def take_list(p, place):
+    """Take a list out of those to come."""
+    groups = groups_of(p[Near.LISTS])
+    middle_at = p[Near.BOUNDS_AT] + 4 * GROUP * groups
+    top_at = middle_at + 4 * GROUP * groups_of(groups)
+    f32(p[Near.BOUNDS_AT])[place] = NOTHING
+    place //= GROUP
+    f32(middle_at)[place] = most(p[Near.BOUNDS_AT] + 4 * GROUP * place)
+    place //= GROUP
+    f32(top_at)[place] = most(middle_at + 4 * GROUP * place)
+
+
+@njit(inline="always")
+def weigh(p):
+    """Turn the query into weights for codes, and work out how far a similarity by codes may be off.
+
+    Codes and weights are rounded: each is off by a uniform error, and the errors of all dimensions add up.
+    """
+    dims = p[Near.DIMS]
+    query = f32(p[Near.QUERY_AT])
+    scales = f32(p[Near.SCALES_AT])
+    weights = i8(p[Near.WEIGHTS_AT])
+    found = f64(p[Near.NUMBERS_AT])
+    greatest = 0.0
+    squares = 0.0
+    for place in range(dims):
+        value = types.float64(query[place]) * types.float64(scales[place])
+        squares += value * value
+        if value < 0:
+            value = -value
+        if value > greatest:
+            greatest = value
+    step = greatest / 127.0
+    if step < 1e-30:
+        step = 1e-30
+    total = 0
+    for place in range(4 * p[Near.FOURS]):
+        weight = 0
+        if place < dims:
+            value = types.float64(query[place]) * types.float64(scales[place]) / step
+            weight = -types.int64(0.5 - value) if value < 0 else types.int64(value + 0.5)
+        weights[place] = types.int8(weight)
+        total += weight
+    found[0] = step
+    found[1] = CODE_SIGMAS * ((squares + step * step * bits_to_float(p[Near.POWER])) / 12.0) ** 0.5 + 1e-6
+    p[Near.OFFSET] = 128 * total
+
+
+@njit(inline="always")
+def bar_of(p, scores, step, error):
+    """Return the least sum of codes that a row can have whose similarity is at least the worst of k."""
+    bar = -2147483648.0
+    if p[Near.SIZE] == p[Near.K]:
+        bar = (scores[0] - error) / step + types.float64(p[Near.OFFSET])
+        if bar < -2147483648.0:
+            bar = -2147483648.0
+        if bar > 2147483647.0:
+            bar = 2147483647.0
+    # Rounded towards zero, at most one below zero too high, which is far less than the error allowed for.
+    return types.int64(bar)
 
 
 def probe_near(p):
@@ -175,7 +258,8 @@ def probe_near(p):
 
     With fewer than k found the run goes on to the last list, so it never returns fewer than there are. Where the lists
     scanned hold far more or far fewer that pass than all lists do, the filter depends on the vectors, and bounds that
-    hold for random filters are too low: the run goes on with higher ones.
+    hold for random filters are too low: the run goes on with higher ones. With codes, rows are compared by these first,
+    and only those near enough are tested and compared exactly.
     """
     dims = p[Near.DIMS]
     query = f32(p[Near.QUERY_AT])
@@ -187,232 +271,96 @@ def probe_near(p):
     ties = i64(p[Near.HEAP_TIES_AT])
     numbers = i64(p[Near.HEAP_IDS_AT])
     starts = i64(p[Near.STARTS_AT])
-    centroids = f32(p[Near.CENTROIDS_AT])
     spread = f32(p[Near.SPREAD_AT])
     bounds = f32(p[Near.BOUNDS_AT])
-    order = i64(p[Near.ORDER_AT])
     buffer = i64(p[Near.BUFFER_AT])
+    found = f64(p[Near.NUMBERS_AT])
     reach = types.float32(bits_to_float(p[Near.REACH]))
+    more = types.float32(bits_to_float(p[Near.FURTHER])) - reach
+    expected = bits_to_float(p[Near.EXPECTED])
     lists = p[Near.LISTS]
     k = p[Near.K]
-    for place in range(lists):
-        bounds[place] = dot(query, centroids, place, dims) + reach * spread[place]
-        order[place] = place
-    at = (lists >> 1) - 1
-    while at >= 0:
-        sink(bounds, order, at, lists)
-        at -= 1
-    looked = 0
-    compared = 0
-    visits = 0
-    remaining = lists
-    expected = bits_to_float(p[Near.EXPECTED])
-    more = types.float32(bits_to_float(p[Near.FURTHER])) - reach
-    while remaining > 0:
-        nearest = order[0]
+    until = p[Near.UNTIL]
+    coded = p[Near.CODES_AT] != 0
+    fours = p[Near.FOURS]
+    if p[Near.STATUS] != PAUSED:
+        aim(p, reach)
+        if coded:
+            weigh(p)
+    p[Near.STATUS] = 0
+    looked = p[Near.LOOKED]
+    compared = p[Near.COMPARED]
+    visits = p[Near.VISITS]
+    tested = p[Near.TESTED]
+    passed = p[Near.PASSED]
+    while visits < lists:
+        if looked >= until:
+            p[Near.STATUS] = PAUSED
+            break
+        nearest = next_list(p)
         if p[Near.SIZE] == k and types.float64(bounds[nearest]) < scores[0]:
-            usual = expected * types.float64(looked)
+            usual = expected * types.float64(tested)
             allowed = SLACK * usual + SIGMAS * (usual * (1.0 - expected)) ** 0.5
-            if more <= 0 or abs(types.float64(compared) - usual) <= allowed:
+            if p[Near.RAISED] != 0 or more <= 0 or abs(types.float64(passed) - usual) <= allowed:
                 break
-            for place in range(remaining):
-                bounds[order[place]] += more * spread[order[place]]
-            more = types.float32(0.0)
-            at = (remaining >> 1) - 1
-            while at >= 0:
-                sink(bounds, order, at, remaining)
-                at -= 1
+            for place in range(lists):
+                if bounds[place] > NOTHING:
+                    bounds[place] += more * spread[place]
+            rank_bounds(p)
+            p[Near.RAISED] = 1
             continue
-        remaining -= 1
-        order[0] = order[remaining]
-        if remaining > 0:
-            sink(bounds, order, 0, remaining)
-        found = 0
+        take_list(p, nearest)
         first = starts[nearest]
         last = starts[nearest + 1]
-        for row in range(first, last):
-            buffer[found] = row
-            found += passes(words, types.int64(ids[row]))
-        for place in range(found):
-            row = buffer[place]
-            score = types.float64(dot(query, matrix, row, dims))
-            if p[Near.SIZE] < k or score >= scores[0]:
-                offer_row(p, scores, ties, numbers, tie_keys, score, types.int64(ids[row]))
+        if coded:
+            bar = bar_of(p, scores, found[0], found[1])
+            for group in range(first // GROUP, groups_of(last)):
+                flags = reaching(p[Near.CODES_AT] + group * fours * 4 * GROUP, p[Near.WEIGHTS_AT], fours, bar)
+                if flags != 0:
+                    base = group * GROUP
+                    if base < first:
+                        flags &= types.uint64(0xFFFF) << types.uint64(first - base)
+                    if base + GROUP > last:
+                        flags &= types.uint64(0xFFFF) >> types.uint64(base + GROUP - last)
+                    while flags != 0:
+                        row = base + types.int64(trailing_zeros(flags))
+                        flags &= flags - types.uint64(1)
+                        number = types.int64(ids[row])
+                        if passes(words, number) != 0:
+                            score = types.float64(dot(query, matrix, row, dims))
+                            compared += 1
+                            offer_row(p, scores, ties, numbers, tie_keys, score, number)
+                    bar = bar_of(p, scores, found[0], found[1])
+            if expected < 1.0:
+                part = visits % TESTED_PARTS
+                begin = first + (last - first) * part // TESTED_PARTS
+                end = first + (last - first) * (part + 1) // TESTED_PARTS
+                for row in range(begin, end):
+                    passed += passes(words, types.int64(ids[row]))
+                tested += end - begin
+        else:
+            kept = 0
+            for row in range(first, last):
+                buffer[kept] = row
+                kept += passes(words, types.int64(ids[row]))
+            for place in range(kept):
+                row = buffer[place]
+                score = types.float64(dot(query, matrix, row, dims))
+                if p[Near.SIZE] < k or score >= scores[0]:
+                    offer_row(p, scores, ties, numbers, tie_keys, score, types.int64(ids[row]))
+            tested += last - first
+            passed += kept
+            compared += kept
         looked += last - first
-        compared += found
         visits += 1
     p[Near.LOOKED] = looked
     p[Near.COMPARED] = compared
     p[Near.VISITS] = visits
-
-
-@njit(inline="always")
-def enqueue(queue_scores, queue_rows, size, score, row):
-    """Put a row into the queue whose best is at the root; return the new size."""
-    at = size
-    while at > 0:
-        parent = (at - 1) >> 1
-        if queue_scores[parent] < score:
-            queue_scores[at] = queue_scores[parent]
-            queue_rows[at] = queue_rows[parent]
-            at = parent
-        else:
-            break
-    queue_scores[at] = score
-    queue_rows[at] = row
-    return size + 1
-
-
-@njit(inline="always")
-def dequeue(queue_scores, queue_rows, size):
-    """Take the root out of the queue; return the new size."""
-    size -= 1
-    score = queue_scores[size]
-    row = queue_rows[size]
-    at = 0
-    while True:
-        child = 2 * at + 1
-        if child >= size:
-            break
-        if child + 1 < size and queue_scores[child + 1] > queue_scores[child]:
-            child += 1
-        if queue_scores[child] > score:
-            queue_scores[at] = queue_scores[child]
-            queue_rows[at] = queue_rows[child]
-            at = child
-        else:
-            break
-    queue_scores[at] = score
-    queue_rows[at] = row
-    return size
-
-
-@njit(inline="always")
-def seen(visited, row):
-    """Mark a row; return whether it had been marked."""
-    word = visited[row >> 6]
-    bit = types.uint64(1) << types.uint64(row & 63)
-    visited[row >> 6] = word | bit
-    return (word & bit) != 0
-
-
-def walk_near(p):
-    """Walk the graph from the best that pass in the nearest lists; K is the width of the beam.
-
-    Where few pass, only rows that pass are compared, and rows that do not are looked through to those behind them.
-    Where most pass, everything is compared and what does not pass is left out of the answer.
-    """
-    dims = p[Near.DIMS]
-    query = f32(p[Near.QUERY_AT])
-    matrix = f32(p[Near.MATRIX_AT])
-    words = u64(p[Near.WORDS_AT])
-    ids = u32(p[Near.IDS_AT])
-    tie_keys = i64(p[Near.TIES_AT])
-    scores = f64(p[Near.SCORES_AT])
-    ties = i64(p[Near.HEAP_TIES_AT])
-    numbers = i64(p[Near.HEAP_IDS_AT])
-    starts = i64(p[Near.STARTS_AT])
-    centroids = f32(p[Near.CENTROIDS_AT])
-    bounds = f32(p[Near.BOUNDS_AT])
-    order = i64(p[Near.ORDER_AT])
-    buffer = i64(p[Near.BUFFER_AT])
-    links = u32(p[Near.LINKS_AT])
-    visited = u64(p[Near.VISITED_AT])
-    queue_scores = f32(p[Near.QUEUE_SCORES_AT])
-    queue_rows = i64(p[Near.QUEUE_ROWS_AT])
-    degree = p[Near.DEGREE]
-    two_hops = p[Near.TWO_HOPS]
-    budget = p[Near.BUDGET]
-    k = p[Near.K]
-    lists = p[Near.LISTS]
-    seeds = p[Near.SEEDS]
-    if seeds > MAX_SEEDS:
-        seeds = MAX_SEEDS
-    if seeds > lists:
-        seeds = lists
-    # The nearest lists, best first, in `order`.
-    known = 0
-    for place in range(lists):
-        bound = dot(query, centroids, place, dims)
-        if known < seeds or bound > bounds[known - 1]:
-            if known < seeds:
-                known += 1
-            at = known - 1
-            while at > 0 and bounds[at - 1] < bound:
-                bounds[at] = bounds[at - 1]
-                order[at] = order[at - 1]
-                at -= 1
-            bounds[at] = bound
-            order[at] = place
-    looked = 0
-    compared = 0
-    queued = 0
-    for s in range(known):
-        for row in range(starts[order[s]], starts[order[s] + 1]):
-            looked += 1
-            number = types.int64(ids[row])
-            if passes(words, number) != 0 and compared < budget:
-                compared += 1
-                seen(visited, row)
-                score = dot(query, matrix, row, dims)
-                if p[Near.SIZE] < k or types.float64(score) > scores[0]:
-                    offer_row(p, scores, ties, numbers, tie_keys, types.float64(score), number)
-                    queued = enqueue(queue_scores, queue_rows, queued, score, row)
-    steps = 0
-    p[Near.LOOKED] = looked
-    p[Near.COMPARED] = compared
-    p[Near.VISITS] = 0
-    if compared == 0 or types.float64(compared) < bits_to_float(p[Near.LEAST_LOCAL]) * types.float64(looked):
-        p[Near.STATUS] = 1
-        return
-    while queued > 0:
-        best = queue_scores[0]
-        here = queue_rows[0]
-        if p[Near.SIZE] == k and types.float64(best) < scores[0]:
-            break
-        queued = dequeue(queue_scores, queue_rows, queued)
-        steps += 1
-        found = 0
-        for j in range(degree):
-            link = links[here * degree + j]
-            if link == NO_ROW:
-                break
-            row = types.int64(link)
-            if not seen(visited, row):
-                looked += 1
-                if two_hops == 0 or passes(words, types.int64(ids[row])) != 0:
-                    buffer[found] = row
-                    found += 1
-                    prefetch(p[Near.MATRIX_AT] + row * dims * 4)
-                else:
-                    for behind in range(degree):
-                        other = links[row * degree + behind]
-                        if other == NO_ROW:
-                            break
-                        second = types.int64(other)
-                        looked += 1
-                        if passes(words, types.int64(ids[second])) != 0 and not seen(visited, second):
-                            buffer[found] = second
-                            found += 1
-                            prefetch(p[Near.MATRIX_AT] + second * dims * 4)
-        for place in range(found):
-            row = buffer[place]
-            score = dot(query, matrix, row, dims)
-            if p[Near.SIZE] < k or types.float64(score) > scores[0]:
-                queued = enqueue(queue_scores, queue_rows, queued, score, row)
-                number = types.int64(ids[row])
-                if two_hops != 0 or passes(words, number) != 0:
-                    offer_row(p, scores, ties, numbers, tie_keys, types.float64(score), number)
-        compared += found
-        if compared > budget:
-            p[Near.STATUS] = 2
-            break
-    p[Near.LOOKED] = looked
-    p[Near.COMPARED] = compared
-    p[Near.VISITS] = steps
+    p[Near.TESTED] = tested
+    p[Near.PASSED] = passed
 
 
 def build_vectors():
     """Return name -> compiled cfunc of every kernel. Sums of products may be taken in any order, as vector units do."""
     options = {"nopython": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
-    return {f.__name__: cfunc(SIGNATURE, **options)(f) for f in (scan_near, probe_near, walk_near, score_near)}
+    return {f.__name__: cfunc(SIGNATURE, **options)(f) for f in (scan_near, probe_near, score_near)}

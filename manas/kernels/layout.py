@@ -30,17 +30,23 @@ class _Op(NamedTuple):
     AND_RANGE_FLOAT: int = 13
     PUSH_NONE: int = 14
     AND_PREDICATE: int = 15
+    AND_RANGE_U8: int = 16
+    AND_RANGE_U16: int = 17
+    AND_RANGE_U32: int = 18
+    AND_RANGE_F32: int = 19
     DENSE_LAST: int = 3
     SPLIT_LAST: int = 6
 
 
 class _Code(NamedTuple):
-    """Columns of an instruction: operation, address or target, and two more arguments."""
+    """Columns of an instruction: operation, address, and two more arguments."""
 
     OP: int = 0
     A: int = 1
     B: int = 2
     C: int = 3
+    READ: int = 3
+    """Of a split list: how far it has been read. The kernels write there."""
     WIDTH: int = 4
 
 
@@ -70,7 +76,6 @@ class _Param(NamedTuple):
     UNTIL: int = 2
     CODE: int = 3
     CODE_LENGTH: int = 4
-    CURSORS: int = 5
     STACK: int = 6
     DRIVERS: int = 7
     DRIVER_TABLE: int = 8
@@ -96,6 +101,8 @@ class _Param(NamedTuple):
     OUT: int = 27
     AFTER_SCORE: int = 28
     AFTER_TIE: int = 29
+    SHORT_TIES: int = 30
+    """Whether TIES are uint32 instead of int64."""
     COUNT: int = 32
 
 

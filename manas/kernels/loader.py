@@ -22,7 +22,12 @@ _SOURCES = (
     "_intrinsics.py",
     "_source.py",
     "layout.py",
+    "_list_source.py",
+    "list_layout.py",
+    "_heap_source.py",
+    "_vector_intrinsics.py",
     "_vector_source.py",
+    "_walk_source.py",
     "vector_layout.py",
     "_predicate_source.py",
     "predicate_layout.py",
@@ -55,6 +60,8 @@ class Kernels:
         self.walk_near = entries["walk_near"]
         self.score_near = entries["score_near"]
         self.judge = entries["judge"]
+        self.pack = entries["pack"]
+        self.unpack = entries["unpack"]
 
 
 @cache

@@ -303,7 +303,7 @@ class SearchRequest(_message.Message):
     def __init__(self, request_json: _Optional[str] = ..., k: _Optional[int] = ..., explain: _Optional[bool] = ..., explain_ad_id: _Optional[str] = ..., skip_total: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., common: _Optional[_Union[Common, _Mapping]] = ..., columns: _Optional[bool] = ...) -> None: ...
 
 class Common(_message.Message):
-    __slots__ = ("has_documents", "documents", "frequencies", "vector", "candidates")
+    __slots__ = ("has_documents", "documents", "frequencies", "vector", "candidates", "light_scores")
     class FrequenciesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -316,12 +316,14 @@ class Common(_message.Message):
     FREQUENCIES_FIELD_NUMBER: _ClassVar[int]
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    LIGHT_SCORES_FIELD_NUMBER: _ClassVar[int]
     has_documents: bool
     documents: int
     frequencies: _containers.ScalarMap[str, int]
     vector: bytes
     candidates: bool
-    def __init__(self, has_documents: _Optional[bool] = ..., documents: _Optional[int] = ..., frequencies: _Optional[_Mapping[str, int]] = ..., vector: _Optional[bytes] = ..., candidates: _Optional[bool] = ...) -> None: ...
+    light_scores: bool
+    def __init__(self, has_documents: _Optional[bool] = ..., documents: _Optional[int] = ..., frequencies: _Optional[_Mapping[str, int]] = ..., vector: _Optional[bytes] = ..., candidates: _Optional[bool] = ..., light_scores: _Optional[bool] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("ad_id", "score", "groups")
@@ -334,7 +336,7 @@ class Hit(_message.Message):
     def __init__(self, ad_id: _Optional[str] = ..., score: _Optional[float] = ..., groups: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SearchReply(_message.Message):
-    __slots__ = ("hits", "total", "explain_json", "total_is_lower_bound", "partial", "missing_shards", "problem", "error", "page_token", "int_keys", "keys", "scores")
+    __slots__ = ("hits", "total", "explain_json", "total_is_lower_bound", "partial", "missing_shards", "problem", "error", "page_token", "int_keys", "keys", "scores", "light_scores", "unavailable")
     class MissingShardsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -354,6 +356,8 @@ class SearchReply(_message.Message):
     INT_KEYS_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    LIGHT_SCORES_FIELD_NUMBER: _ClassVar[int]
+    UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
     hits: _containers.RepeatedCompositeFieldContainer[Hit]
     total: int
     explain_json: str
@@ -366,13 +370,19 @@ class SearchReply(_message.Message):
     int_keys: _containers.RepeatedScalarFieldContainer[int]
     keys: _containers.RepeatedScalarFieldContainer[str]
     scores: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., total: _Optional[int] = ..., explain_json: _Optional[str] = ..., total_is_lower_bound: _Optional[bool] = ..., partial: _Optional[bool] = ..., missing_shards: _Optional[_Mapping[str, str]] = ..., problem: _Optional[str] = ..., error: _Optional[str] = ..., page_token: _Optional[str] = ..., int_keys: _Optional[_Iterable[int]] = ..., keys: _Optional[_Iterable[str]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
+    light_scores: _containers.RepeatedScalarFieldContainer[float]
+    unavailable: bool
+    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., total: _Optional[int] = ..., explain_json: _Optional[str] = ..., total_is_lower_bound: _Optional[bool] = ..., partial: _Optional[bool] = ..., missing_shards: _Optional[_Mapping[str, str]] = ..., problem: _Optional[str] = ..., error: _Optional[str] = ..., page_token: _Optional[str] = ..., int_keys: _Optional[_Iterable[int]] = ..., keys: _Optional[_Iterable[str]] = ..., scores: _Optional[_Iterable[float]] = ..., light_scores: _Optional[_Iterable[float]] = ..., unavailable: _Optional[bool] = ...) -> None: ...
 
 class SearchBatchRequest(_message.Message):
-    __slots__ = ("requests",)
+    __slots__ = ("requests", "timeout_s", "common")
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    COMMON_FIELD_NUMBER: _ClassVar[int]
     requests: _containers.RepeatedCompositeFieldContainer[SearchRequest]
-    def __init__(self, requests: _Optional[_Iterable[_Union[SearchRequest, _Mapping]]] = ...) -> None: ...
+    timeout_s: float
+    common: Common
+    def __init__(self, requests: _Optional[_Iterable[_Union[SearchRequest, _Mapping]]] = ..., timeout_s: _Optional[float] = ..., common: _Optional[_Union[Common, _Mapping]] = ...) -> None: ...
 
 class SearchBatchReply(_message.Message):
     __slots__ = ("replies",)
@@ -381,10 +391,10 @@ class SearchBatchReply(_message.Message):
     def __init__(self, replies: _Optional[_Iterable[_Union[SearchReply, _Mapping]]] = ...) -> None: ...
 
 class StatisticsRequest(_message.Message):
-    __slots__ = ("request_json",)
-    REQUEST_JSON_FIELD_NUMBER: _ClassVar[int]
-    request_json: str
-    def __init__(self, request_json: _Optional[str] = ...) -> None: ...
+    __slots__ = ("requests_json",)
+    REQUESTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    requests_json: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, requests_json: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StatisticsReply(_message.Message):
     __slots__ = ("documents", "frequencies")
@@ -452,12 +462,10 @@ class ServedDocument(_message.Message):
     def __init__(self, document_id: _Optional[str] = ..., found: _Optional[bool] = ..., deleted: _Optional[bool] = ..., version: _Optional[int] = ..., layer: _Optional[str] = ..., body: _Optional[bytes] = ..., trace_id: _Optional[str] = ..., origin_us: _Optional[int] = ..., answerable_us: _Optional[int] = ..., hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ...) -> None: ...
 
 class GetReply(_message.Message):
-    __slots__ = ("documents", "base_version")
+    __slots__ = ("documents",)
     DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
-    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
     documents: _containers.RepeatedCompositeFieldContainer[ServedDocument]
-    base_version: str
-    def __init__(self, documents: _Optional[_Iterable[_Union[ServedDocument, _Mapping]]] = ..., base_version: _Optional[str] = ...) -> None: ...
+    def __init__(self, documents: _Optional[_Iterable[_Union[ServedDocument, _Mapping]]] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manas import Index, InvalidRequest, ManasUnavailable
+from manas import Index, InvalidRequest, ManasError, ManasUnavailable
 from manas._base import shard_of
-from manas._common import Common
-from manas.api import Answer
+from manas._common import Ask, Common
+from manas._ranking import idf
+from manas.api import Answer, Hit
 from manas.broker import Broker
 from manas.shards import Shard
 from tests.manas.support import AT, CATALOG, VALUES, budget, delta, document, documents, ids, requests
@@ -57,20 +59,28 @@ def test_shards_answer_as_one_index(
                     broker.search(similar, k)
 
 
-@pytest.mark.parametrize("more", [{}, {"max_per_advertiser": 2}, {"text": "red blue"}])
+_SCORED = {"score": "bid - quality", "rerank": 20}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"max_per_advertiser": 2}, {"text": "red blue"}, _SCORED, {**_SCORED, "max_per_advertiser": 1}],
+)
 def test_pages_of_shards_are_the_pages_of_one_index(more: dict[str, Any]) -> None:
     """Page after page, the broker gives what one index gives, until there is no more."""
     docs = [
-        document(i, bid_account_micros=i % 5, advertiser_id=i % 9, terms=["red"] if i % 3 else ["blue"])
+        document(i, bid_account_micros=i % 5, advertiser_id=i % 9, quality=i / 7, terms=["red"] if i % 3 else ["blue"])
         for i in range(1, 60)
     ]
     whole, parts = _indexes(docs, 3)
-    request: dict[str, Any] = {**dict.fromkeys(VALUES, "*"), **more}
+    request: dict[str, Any] = {**dict.fromkeys(VALUES, "*"), **more, "at": AT}
     with Broker(CATALOG, parts) as broker:
         everything = whole.search(request, 0)["hits"]
-        token, pages = "", []
+        token, pages = "", list[Hit]()
         while True:
-            answer = broker.search({**request, "page_token": token}, 7)
+            size = 7 if len(pages) % 2 else 8
+            answer = broker.search({**request, "page_token": token}, size)
+            assert answer == whole.search({**request, "page_token": token}, size)
             pages += answer["hits"]
             if not (token := answer["page_token"]):
                 break
@@ -86,14 +96,14 @@ class Slow:
         self._index = index
         self.gate = threading.Event()
 
-    def search(self, request: Mapping[str, Any], k: int = 10, **options: Any) -> Answer:
+    def search_each(self, asks: Sequence[Ask], **options: Any) -> list[Answer | ManasError]:
         """Wait, then answer."""
         self.gate.wait(20)
-        return self._index.search(request, k, **options)
+        return self._index.search_each(asks, **options)
 
-    def statistics(self, request: Mapping[str, Any]) -> Common:
+    def statistics(self, requests: Sequence[Mapping[str, Any]]) -> Common:
         """Answer at once."""
-        return self._index.statistics(request)
+        return self._index.statistics(requests)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._index, name)
@@ -155,6 +165,99 @@ def test_what_belongs_to_one_document_comes_from_its_shard() -> None:
             assert (found["ad"]["in_answer"], found["ad"]["shard"]) == (included, f"{shard_of(str(ad_id), 3)}/3")
             assert found["plan"]["shards"].keys() == {"0/3", "1/3", "2/3"}
         assert broker.stats()["documents"] == 20
+
+
+def test_diversity_looks_further_until_there_are_enough() -> None:
+    """The best sixty ads share one advertiser: the others are found behind them, however far that is."""
+    docs = [document(i, bid_account_micros=i * 1_000_000, advertiser_id=max(0, 20 - i)) for i in range(1, 81)]
+    whole, parts = _indexes(docs, 3)
+    request = {**BROWSE, "max_per_advertiser": 1}
+    with Broker(CATALOG, parts) as broker:
+        assert ids(broker.search(request, 4)) == [80, 19, 18, 17]
+        for k in (1, 4, 20, 21, 0):
+            assert broker.search(request, k) == whole.search(request, k)
+
+
+def test_a_shard_that_hangs_keeps_no_other_waiting() -> None:
+    """Its own threads are used up; the others answer at once, and it answers again when it goes on."""
+    docs = [document(i) for i in range(1, 31)]
+    _, parts = _indexes(docs, 2)
+    slow = Slow(parts[0])
+    with Broker(CATALOG, [slow, parts[1]], concurrent=1) as broker:
+        for _ in range(3):
+            answer = broker.search(BROWSE, 0, timeout_s=0.05)
+            assert answer["missing_shards"] == {"0/2": "no answer before the deadline"}
+            assert answer["total"] == parts[1].documents()
+        slow.gate.set()
+        while broker.search(BROWSE, 0, timeout_s=5.0)["partial"]:
+            pass
+        assert broker.search(BROWSE, 0)["total"] == 30
+
+
+def test_a_shard_that_is_cut_short_makes_the_answer_partial() -> None:
+    """Its own mark of a deadline is the answer's; nobody is missing."""
+    _, parts = _indexes([document(i) for i in range(1, 31)], 2)
+
+    class Hurried(Slow):
+        def search_each(self, asks: Sequence[Ask], **options: Any) -> list[Answer | ManasError]:
+            return [
+                answer if isinstance(answer, ManasError) else {**answer, "partial": True}
+                for answer in self._index.search_each(asks, **options)
+            ]
+
+    with Broker(CATALOG, [parts[0], Hurried(parts[1])]) as broker:
+        for request in (BROWSE, {**BROWSE, "max_per_advertiser": 1}):
+            answer = broker.search(request, 3)
+            assert answer["partial"]
+            assert "missing_shards" not in answer
+            assert answer["hits"]
+
+
+def test_a_batch_shares_its_time_and_its_counts() -> None:
+    """Each request has what those before it have left; words weigh by the counts that are said for all of them."""
+    waits: list[float | None] = []
+
+    class Watched(Index):
+        def search(self, *args: Any, **options: Any) -> Answer:
+            waits.append(options["timeout_s"])
+            time.sleep(0.02)
+            return super().search(*args, **options)
+
+    index = Watched(CATALOG)
+    index.apply_budgets([budget(1)])
+    index.apply_documents([delta(document(1, terms=["red"]), 5)])
+    asks = [Ask({**BROWSE, "text": "red"}), Ask({"agee": 1}), Ask({**BROWSE, "text": "red"})]
+    answers = index.search_each(asks, shared=Common(1_000, {"red": 1}), timeout_s=0.03)
+    assert isinstance(answers[1], InvalidRequest)
+    assert isinstance(answers[0], dict)
+    assert answers[0]["hits"][0]["score"] == pytest.approx(1 + idf(1_000, 1))
+    assert waits[0] is not None
+    assert 0.02 < waits[0] <= 0.03
+    assert waits[2] == 0.0
+
+
+def test_an_ad_ranks_among_all_and_not_in_its_shard() -> None:
+    """What is said of an ad is what one index says, whether it is in, behind, crowded out or not a candidate."""
+    docs = [document(i, bid_account_micros=i * 1_000_000, advertiser_id=i % 4, quality=1 / i) for i in range(1, 31)]
+    whole, parts = _indexes(docs, 3)
+    with Broker(CATALOG, parts) as broker:
+        for more in ({}, {"max_per_advertiser": 1}, {"score": "quality", "rerank": 10}, {"similar_to": 30}):
+            for ad_id in (1, 12, 25, 29, 30, 404):
+                found = broker.explain({**BROWSE, **more}, 6, ad_id)["ad"]
+                assert found.pop("shard") == f"{shard_of(str(ad_id), 3)}/3"
+                assert found == whole.explain({**BROWSE, **more}, 6, ad_id)["ad"]
+
+
+def test_positions_are_those_that_all_shards_have_reached() -> None:
+    """The slowest counts; a partition that one has no position of, as while it starts, has been reached by nobody."""
+    _, parts = _indexes([document(1)], 3)
+    positions: list[Mapping[str, Any]] = [{"d": {0: 7, 1: 3}, "b": {0: 1}}, {"d": {0: 5, 1: 4}, "b": {0: 2}}, {}]
+    with Broker(CATALOG, parts) as broker:
+        for index, own in zip(parts, positions, strict=True):
+            index.describe = lambda own=own: {"positions": own}  # type: ignore[misc]
+        assert broker.stats()["positions"] == {"d": {"0": 0, "1": 0}, "b": {"0": 0}}
+        parts[2].describe = lambda: {"positions": positions[0]}
+        assert broker.stats()["positions"] == {"d": {"0": 5, "1": 3}, "b": {"0": 1}}
 
 
 @pytest.mark.parametrize("bad", [{"agee": 1}, {"similar_to": 999}, {"similar_to": []}, {"page_token": "x"}])

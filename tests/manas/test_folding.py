@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from catalog import LaneName
-from manas import Index, IndexIncomplete, NotServing, open_local_index, publish, rollback
+from manas import Index, IndexIncomplete, NotServing, Outcome, open_local_index, publish, rollback
 from manas import _folder as folder_module
 from manas._fold import FoldOrder, fold
 from manas._folder import FOLDS, FoldLimits
 from manas._follower import Follower
+from manas._loading import BATCH, fold_files
 from manas._serving_settings import ServingSettings
+from manas._view import View
+from manas.index import PreparedDelta
 from messaging.api import Log
 from messaging.embedded import open_embedded_log
 from messaging.headers import new_header, now_us
@@ -105,6 +108,7 @@ def _settle(follower: Follower) -> Index:
     assert follower._folder is not None
     while view.frozen is not None or len(view.delta.entries) >= follower._folder.limits.documents:
         follower.step()
+        follower._folder.wait(0.05)
     return follower._index
 
 
@@ -116,6 +120,62 @@ def _flip(file: Path) -> None:
 
 def _set_file(home: Home, version: str = "none") -> Path:
     return home.base / FOLDS / "0" / version / "SET"
+
+
+def test_bytes_are_bounded_as_well_as_documents(
+    log: Log, follow: Callable[..., Follower], inline: type[Process]
+) -> None:
+    """Few large documents are folded for their bytes, and nothing is read beyond the bytes that are declared."""
+    limits = FoldLimits(documents=10_000, most_documents=40_000, bytes=4_000_000, most_bytes=9_000_000)
+    log.publish(log_records(budget(1)))
+    large = "x" * 10_000
+    for first in range(0, 3_000, 500):
+        log.publish(log_records(*(delta(document(i, title=large), 5) for i in range(first + 1, first + 501))))
+    follower = follow(limits)
+    index, inline.hold = follower._index, True
+    most = 0
+    for _ in range(100):
+        follower.step()
+        deltas = [delta for delta in (index.view.delta, index.view.frozen) if delta is not None]
+        most = max(most, sum(delta.bytes for delta in deltas))
+    batch = BATCH * 11_000
+    assert limits.most_bytes < most <= limits.most_bytes + batch
+    assert follower.describe()["folding"]["running"]
+    inline.hold = False
+    _settle(follower)
+    while index.view.delta.bytes >= limits.bytes or index.view.frozen is not None:
+        follower.step()
+    assert index.search(BROWSE, 0)["total"] == 3_000
+
+
+def test_a_new_base_is_caught_up_within_the_limit(
+    home: Home,
+    log: Log,
+    follow: Callable[..., Follower],
+    inline: type[Process],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the log has since a base that is loaded aside is folded on the way, too, and never all in memory."""
+    limits = FoldLimits(documents=20, most_documents=100)
+    _fill(log, 900)
+    follower = follow(limits)
+    index = _settle(follower)
+    applied, sizes = index.apply, []
+
+    def watched(deltas: Iterable[PreparedDelta], view: View | None = None, **options: Any) -> list[Outcome]:
+        outcomes = applied(deltas, view, **options)
+        if view is not None:
+            sizes.append(len(view.delta.entries))
+        return outcomes
+
+    monkeypatch.setattr(index, "apply", watched)
+    version = publish(home.base, write_segment(tmp_path, [], snapshot_ts=1))
+    while index.base_version != version:
+        follower.step()
+        follower.wait(0.01)
+    assert 20 <= max(sizes) <= limits.most_documents
+    assert index.search(BROWSE, 0)["total"] == 900
 
 
 def test_no_more_than_declared_is_in_memory_while_a_folding_takes_long(
@@ -134,7 +194,12 @@ def test_no_more_than_declared_is_in_memory_while_a_folding_takes_long(
     held = index.search(BROWSE, 0)["total"]
     assert held <= LIMITS.most_documents
     inline.hold = False
+    frozen = index.view.frozen
+    assert frozen is not None
     _settle(follower)
+    while follower._folder is not None and follower._folder._spent is not None:
+        follower.step()
+    assert (frozen._documents, frozen.entries) == ([], {}), "what was folded is freed, a portion at a time"
     assert index.search(BROWSE, 0)["total"] == 3_000
     assert len(index.view.delta.entries) < LIMITS.documents
     assert index.search({**BROWSE, "text": "w3"}, 0)["total"] == len(range(3, 3_001, 7))
@@ -261,13 +326,14 @@ def test_failed_folding_is_said_and_tried_again(
     _fill(log, 30)
     follower = follow()
     follower.catch_up()
+    assert follower._folder is not None
     while not follower.describe()["folding"]["problem"]:
         follower.step()
+        follower._folder.wait(0.05)
     assert "Expected `array`" in follower.describe()["folding"]["problem"]
     assert follower._index.search(BROWSE, 0)["total"] == 30
     monkeypatch.setattr(folder_module, "start_process", real)
     monkeypatch.setattr(folder_module, "_RETRY_SECONDS", 0.0)
-    assert follower._folder is not None
     follower._folder._retry_at = 0.0
     index = _settle(follower)
     assert follower.describe()["folding"]["problem"] == ""
@@ -424,6 +490,18 @@ def _until(follower: Follower, condition: Callable[[], Any]) -> None:
         if follower._loader._loading is not None:
             follower._loader._loading.join()
     raise AssertionError("did not happen")
+
+
+def test_what_was_folded_is_verified_as_well(log: Log, follow: Callable[..., Follower], inline: type[Process]) -> None:
+    """A folded segment is read once after it was made, as a base is after it was opened."""
+    _fill(log, 30)
+    follower = follow()
+    index = _settle(follower)
+    follower.step()
+    follower._loader.verifier.wait()
+    size = sum(entry.bytes for _, files in fold_files(index.view.folds) for entry in files.values())
+    assert size > 0
+    assert follower.describe()["verification"] == {"state": "verified", "bytes": size, "pending": 0}
 
 
 def test_two_servers_of_one_home_fold_apart(log: Log, follow: Callable[..., Follower], inline: type[Process]) -> None:

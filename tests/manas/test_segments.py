@@ -104,24 +104,28 @@ def _all_numbers(i: int) -> dict[str, float]:
 
 
 _LISTS: dict[str, Any] = {"interests": [1], "affinities": [5], "categories": ["home"], "terms": ["red"]}
-_MANY = [document(0, bid_account_micros=None), *(document(i, **_LISTS, **_all_numbers(i)) for i in range(1, 40))]
-"""Enough for posting lists of both kinds, and one document without numbers."""
+_MANY = [
+    document(0, bid_account_micros=None),
+    *(document(i, **_LISTS, **_all_numbers(i), brand="few" if i < 4 else None) for i in range(1, 40)),
+]
+"""Enough for posting lists of all kinds, and one document without numbers."""
 
 
 FAMILIES = ("body", "keys", "shown", "weights")
 PAYLOADS = ("categories", "interests", "terms")
 PAYLOAD_FILES = ("values", "starts", "bounds", "bound_starts")
-VECTOR_FILES = ("ids", "rows", "matrix", "starts", "centroids", "spread", "links", "plan")
+VECTOR_FILES = ("ids", "rows", "matrix", "codes", "scales", "starts", "centroids", "spread", "links", "plan")
 
 
 def _files() -> list[str]:
     fields = CATALOG.fields.values()
     numbers = [f.name for f in fields if f.index is Destination.NUMERIC]
     names = [f"forward.{family}.{part}" for family in FAMILIES for part in ("blob", "starts", "lengths")]
-    names += ["ids.order", "ids.ties", "versions", "scores.static", "terms.blob", "terms.offsets", "manifest.json"]
-    names += [f"postings.{part}" for part in ("dense", "split", "places", "counts")]
+    names += ["ids.order", "ids.ties", "versions", "terms.blob", "terms.offsets", "manifest.json"]
+    names += ["scores.static", "scores.bounds"]
+    names += [f"postings.{part}" for part in ("dense", "packed", "places", "counts")]
     names += [f"payloads.{name}.{part}" for name in PAYLOADS for part in PAYLOAD_FILES]
-    names += [f"numbers.{name}.{part}" for name in numbers for part in ("values", "sorted", "order", "present")]
+    names += [f"numbers.{name}.{part}" for name in numbers for part in ("values", "order", "present")]
     return names + [f"vectors.embedding.{part}" for part in VECTOR_FILES]
 
 

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
-from manas import InvalidRequest, ManasClient, ManasUnavailable, NotServing, open_local_index, publish, server
-from manas._serving_settings import InvalidSetting, ServingSettings
+from manas import InvalidRequest, ManasClient, ManasUnavailable, NotServing, _service, open_local_index, publish, server
+from manas._ranking import Ranked
+from manas._search import _widening
+from manas._serving_settings import BrokerSettings, InvalidSetting, ServingSettings
 from manas.broker import Broker
 from messaging.api import Log
 from messaging.embedded import open_embedded_log
@@ -25,7 +28,18 @@ from messaging.proto import adsindex_pb2_grpc as rpc
 from messaging.rpc import open_channel, reserve_shared_port
 from messaging.stage import StageContext
 from messaging.topics import DELTAS, ensure_topics
-from tests.manas.support import CATALOG, VALUES, budget, delta, document, ids, log_records, tombstone, write_segment
+from tests.manas.support import (
+    CATALOG,
+    VALUES,
+    budget,
+    delta,
+    document,
+    embedding,
+    ids,
+    log_records,
+    tombstone,
+    write_segment,
+)
 from tests.support import ROOT
 
 BROWSE = dict.fromkeys(VALUES, "*")
@@ -122,16 +136,18 @@ def test_deadline_gives_what_was_found_and_says_so(
     home: Home, log: Log, start: Callable[..., Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search whose time is up returns the best so far as partial, alone and in a batch, and not an error."""
-    monkeypatch.setattr("manas._program._SLICE_BLOCKS", 1)
+    monkeypatch.setattr("manas._runner._SLICE_BLOCKS", 1)
     log.publish(log_records(budget(1)))
     docs = [document(i, bid_account_micros=i * 1_000_000) for i in range(1, 4_001)]
     publish(home.base, write_segment(tmp_path, docs, snapshot_ts=5, positions=log.end_offsets(DELTAS)))
     with start().client() as client:
         whole = client.search(BROWSE, 5, timeout_s=20.0)
         assert (whole["partial"], whole["total"]) == (False, 4_000)
-        gone = client.search(BROWSE, 5, timeout_s=1e-9)
-        assert (gone["partial"], gone["hits"]) == (True, [])
-        monkeypatch.setattr("manas._program.time", Clock())
+        for no_time in (1e-9, 0.0):
+            gone = client.search(BROWSE, 5, timeout_s=no_time)
+            assert (gone["partial"], gone["hits"]) == (True, [])
+        assert client.search_batch([BROWSE], 5, timeout_s=0.0) == [gone]
+        monkeypatch.setattr("manas._runner.time", Clock())
         hurried = client.search(BROWSE, 5, timeout_s=20.0)
         [batched] = client.search_batch([BROWSE], 5, timeout_s=20.0)
         assert hurried == batched
@@ -139,6 +155,41 @@ def test_deadline_gives_what_was_found_and_says_so(
         assert hurried["total_is_lower_bound"]
         assert hurried["total"] == 1_024
         assert ids(hurried) == ids(whole) == [4_000, 3_999, 3_998, 3_997, 3_996]
+
+
+def test_deadline_ends_similarity_with_filters_too(
+    home: Home, log: Log, start: Callable[..., Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever part of a hybrid search is cut short, filter or neighbours, the answer is partial and says so."""
+    monkeypatch.setattr("manas._runner._SLICE_BLOCKS", 1)
+    log.publish(log_records(budget(1)))
+    docs = [document(i, embedding=embedding(i), price_micros=i * 1_000_000) for i in range(1, 2_501)]
+    publish(home.base, write_segment(tmp_path, docs, snapshot_ts=5, positions=log.end_offsets(DELTAS)))
+    log.publish(log_records(delta(document(9_001, embedding=embedding(7), price_micros=1), 6)))
+    hybrid = {**BROWSE, "similar_to": 7, "price": {"max": 2_000}}
+    with start().client() as client:
+        whole = client.search(hybrid, 5, timeout_s=20.0)
+        assert (whole["partial"], whole["total"], whole["hits"][0]["ad_id"]) == (False, 2_000, 9_001)
+        for more in ({}, {"max_per_advertiser": 1}, {"score": "price"}):
+            gone = client.search({**hybrid, **more}, 5, timeout_s=1e-9)
+            assert (gone["partial"], gone["total_is_lower_bound"], ids(gone)) == (True, True, [9_001])
+        monkeypatch.setattr("manas._runner.time", Clock())
+        hurried = client.search(hybrid, 5, timeout_s=20.0)
+        assert (hurried["partial"], hurried["total"] < 2_000) == (True, True)
+        assert len(hurried["hits"]) == 5
+
+
+def test_diversity_that_is_cut_short_keeps_what_it_had() -> None:
+    """A wider search that its deadline ends early does not take away hits of the narrower one before."""
+
+    def ranked(count: int, *, complete: bool) -> Ranked:
+        found = np.arange(count)
+        scores = np.ones(count)
+        return Ranked(scores, found, found, found.astype(np.uint32), False, (), 99, False, complete)
+
+    rounds = [ranked(4, complete=True), ranked(1, complete=False)]
+    kept, chosen = _widening(lambda limit: rounds.pop(0), lambda found: range(len(found.ids) // 2), 4, 3)
+    assert (list(chosen), kept.complete, len(kept.ids)) == ([0, 1], False, 4)
 
 
 class Clock:
@@ -163,10 +214,10 @@ def test_deadline_of_the_call_counts_where_it_is_near() -> None:
         def time_remaining(self) -> float | None:
             return self._left
 
-    assert server._deadline(Call(None)) is None  # type: ignore[arg-type]
-    assert server._deadline(Call(10.0)) is None  # type: ignore[arg-type]
+    assert _service.deadline_of(Call(None)) is None  # type: ignore[arg-type]
+    assert _service.deadline_of(Call(10.0)) is None  # type: ignore[arg-type]
     for left in (0.5, 0.01):
-        deadline = server._deadline(Call(left))  # type: ignore[arg-type]
+        deadline = _service.deadline_of(Call(left))  # type: ignore[arg-type]
         assert deadline is not None
         assert 0 < deadline - time.monotonic() < left
 
@@ -321,3 +372,20 @@ def test_settings_that_cannot_be_used_are_named(given: dict[str, str], words: st
     with pytest.raises(InvalidSetting, match=words):
         ServingSettings.parse(given)
     assert ServingSettings.parse({"ads_db": "x"}) == ServingSettings()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "shards: a whole number from 1 to 64"),
+        ({"shards": "65"}, "shards: a whole number from 1 to 64"),
+        ({"shards": "2", "shard_deadline_s": "0"}, "shard_deadline_s: seconds above 0"),
+        ({"shards": "2", "shard_deadline_s": "nan"}, "shard_deadline_s: seconds above 0"),
+        ({"shards": "2", "port": "-1"}, "port: a whole number"),
+    ],
+)
+def test_settings_of_a_broker_that_cannot_be_used_are_named(given: dict[str, str], words: str) -> None:
+    """A wrong setting stops its start with a sentence."""
+    with pytest.raises(InvalidSetting, match=words):
+        BrokerSettings.parse(given)
+    assert BrokerSettings.parse({"shards": "2", "shard_deadline_s": "0.25"}) == BrokerSettings(2, 0.25)

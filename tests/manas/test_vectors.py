@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import random
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,68 @@ def test_recall_at_other_k(vector_set: _Set, k: int, queries: int) -> None:
                 assert count == min(k, int(mask.sum()))
                 recalls.append(recall)
         assert np.mean(recalls) >= 0.95, share
+
+
+@pytest.mark.parametrize("by_codes", [False, True], ids=["tests first", "codes first"])
+def test_lists_with_and_without_codes_find_the_nearest(vector_set: _Set, by_codes: bool) -> None:
+    """When no list may be passed over, codes lose nothing: the answer is that of comparing everything that passes."""
+    table = vector_set.store.table
+    for share in (0.001, 0.02, 0.3, 1.0):
+        for query in vector_set.queries:
+            for _, mask in filters(vector_set.matrix, query, share):
+                words, survivors = words_of(vector_set.ids[mask], vector_set.documents), int(mask.sum())
+                wanted = min(K, survivors)
+                found = table.probe(query, words, survivors, wanted, 1e3, 1e3, by_codes=by_codes)
+                truth = np.sort(table.scan(query, words, wanted).scores)
+                np.testing.assert_array_equal(np.sort(found.scores), truth)
+                assert found.looked > 0.9 * COUNT
+                assert found.complete
+                if by_codes and share == 1.0:
+                    assert found.compared < COUNT / 10, "codes are to keep most vectors from being compared"
+
+
+def test_codes_of_queries_that_are_all_in_few_dimensions(vector_set: _Set) -> None:
+    """Queries along one axis, of one sign, or of zeros are answered by codes as exactly as any other."""
+    table, everything = vector_set.store.table, words_of(vector_set.ids, vector_set.documents)
+    axis, ones = np.zeros(64, np.float32), np.full(64, 1 / 8, np.float32)
+    axis[7] = -1
+    for query in (axis, ones, np.zeros(64, np.float32)):
+        found = table.probe(query, everything, COUNT, K, 1e3, 1e3, by_codes=True)
+        truth = table.scan(query, everything, K)
+        np.testing.assert_array_equal(np.sort(found.scores), np.sort(truth.scores))
+
+
+def _sliced(vector_set: _Set) -> SegmentVectors:
+    """Return the same vectors, searched in slices so small that every way takes several."""
+    store = vector_set.store
+    return SegmentVectors(replace(store.table, slice_rows=64), store.plan, vector_set.documents)
+
+
+@pytest.mark.parametrize("only", Way)
+def test_deadline_returns_the_best_until_then_and_says_so(vector_set: _Set, only: Way) -> None:
+    """Past its deadline a search does one slice of work; what it returns passes and is marked as not complete."""
+    mask = np.arange(COUNT) % 10 < (2 if only is Way.WALK else 9)
+    words, survivors = words_of(vector_set.ids[mask], vector_set.documents), int(mask.sum())
+    for query in vector_set.queries[:3]:
+        ask = partial(_sliced(vector_set).nearest, query, words, survivors, K, exact_survivors=0, only=only)
+        late, whole, free = ask(deadline=time.monotonic() - 1), ask(deadline=time.monotonic() + 60), ask()
+        assert (late.complete, whole.complete, free.complete) == (False, True, True)
+        assert late.way is whole.way is free.way is only
+        assert set(late.ids.tolist()) <= set(vector_set.ids[mask].tolist())
+        assert len(late.ids) > 0
+        assert late.scores.max() <= free.scores.max()
+        assert "the deadline came first" in late.words
+        np.testing.assert_array_equal(np.sort(whole.scores), np.sort(free.scores))
+
+
+def test_deadline_cuts_an_answer_of_everything_short(vector_set: _Set) -> None:
+    """Where all are wanted, those compared until the deadline come, and no more."""
+    everything = words_of(vector_set.ids, vector_set.documents)
+    ask = partial(_sliced(vector_set).nearest, vector_set.queries[0], everything, COUNT, 0, exact_survivors=0)
+    late = ask(deadline=time.monotonic() - 1)
+    assert not late.complete
+    assert len(late.ids) == 64
+    assert len(ask(deadline=time.monotonic() + 60).ids) == len(ask().ids) == COUNT
 
 
 def test_planner_scans_few_survivors_and_not_many(vector_set: _Set) -> None:
