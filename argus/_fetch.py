@@ -30,15 +30,16 @@ def fetch(
     keys: Sequence[str],
     overlay: Overlay | None = None,
     keep: Callable[[str, Rows], bool] = lambda _key, _rows: True,
+    columns: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Rows]:
     """Return root key -> table -> row, or all rows where the way to the table leads over a list.
 
     Joined rows are shared between the roots that join them. `keep` sees a root's own rows and decides whether to go on
-    with it.
+    with it. `columns` are read instead of the plan's, of which they leave out none.
     """
-    over = overlay or {}
+    over, reads = overlay or {}, columns or plan.columns
     own = list(dict.fromkeys((plan.root, plan.output_table)))
-    found = snapshot.get_many([(table, key) for key in keys for table in own], plan.columns)
+    found = snapshot.get_many([(table, key) for key in keys for table in own], reads)
     joined: dict[str, dict[str, AnyRow]] = {
         key: {table: EntityRow(table, key, found[table, key], entity=table == plan.root) for table in own}
         for key in keys
@@ -54,7 +55,7 @@ def fetch(
                 for target in targets:
                     if target is not None and is_key(target):
                         wanted[reference.target, target] = None
-        cells = snapshot.get_many(list(wanted), plan.columns) if wanted else {}
+        cells = snapshot.get_many(list(wanted), reads) if wanted else {}
         shared: dict[tuple[str, str | None], EntityRow] = {}
         for key, reference, targets in links:
             for target in targets:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from argus._derived import derived_handlers
 from argus._exceptions import DeclarationError
@@ -20,6 +20,7 @@ from catalog.model import (
     SOURCE_VERSION,
     handler_error_cell,
 )
+from catalog.values import output_encoder
 
 
 class Output(NamedTuple):
@@ -29,6 +30,8 @@ class Output(NamedTuple):
     ref: str
     table: str
     cell: str
+    encode: Callable[[Any], bytes]
+    """Checks and encodes a value that is not None; raises catalog.InvalidValue."""
 
 
 class DocumentField(NamedTuple):
@@ -217,7 +220,10 @@ def step_of(catalog: Catalog, handler: Handler) -> Step:
         handler=handler,
         allowed={c.ref: (c.table, c.cell) for c in columns},
         tables=frozenset(c.table for c in columns),
-        writes=tuple(Output(c, c.ref, c.table, c.cell) for c in map(catalog.column, handler.declaration.writes)),
+        writes=tuple(
+            Output(c, c.ref, c.table, c.cell, output_encoder(c))
+            for c in map(catalog.column, handler.declaration.writes)
+        ),
         refs=frozenset(handler.declaration.writes),
         error_cell=handler_error_cell(handler.name),
     )

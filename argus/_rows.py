@@ -10,7 +10,7 @@ import msgspec
 from argus._exceptions import UndeclaredRead
 from catalog.kinds import Family
 from catalog.model import DELETED, SOURCE_VERSION
-from catalog.values import decode, encode, refusal, refused
+from catalog.values import REFUSED_MARK, decode, encode, refusal, refused
 
 _CONTROL = f"{Family.CONTROL.value}:"
 DAMAGED = "does_not_parse"
@@ -20,7 +20,7 @@ _NIL = b"\xc0"  # MessagePack nil; never written by the pipeline, but a null all
 class EntityRow:
     """One row at one snapshot. A deleted or missing row has no values, whatever cells are left of it."""
 
-    __slots__ = ("_values", "absence", "cells", "key", "stored", "table")
+    __slots__ = ("_refused", "_values", "absence", "cells", "key", "stored", "table")
 
     def __init__(self, table: str, key: str | None, cells: Mapping[str, bytes], *, entity: bool = True) -> None:
         """Wrap fetched cells. `key` None: the reference that leads here is null. `entity`: comes from the ads DB."""
@@ -39,6 +39,17 @@ class EntityRow:
         self.cells: dict[str, bytes] = {} if self.absence else dict(cells)
         """Cells that handlers and the document see: the stored ones, with this run's outputs over them."""
         self._values: dict[str, Any] = {}
+        self._refused: bool | None = None
+
+    @property
+    def has_refused(self) -> bool:
+        """Whether any cell's value was refused on the way in, or is damaged: rows are asked often, and it is rare."""
+        if self._refused is None:
+            self._refused = False
+            for data in self.cells.values():
+                if data.startswith(REFUSED_MARK):
+                    self._refused = True
+        return self._refused
 
     def value(self, cell: str) -> Any:
         """Return the typed value of a cell; None where there is none."""
@@ -48,20 +59,22 @@ class EntityRow:
             try:
                 value = decode(self.cells.get(cell))
             except msgspec.DecodeError:  # damaged in the store: as good as refused, until a sync puts it right
-                self.cells[cell], value = refused(DAMAGED), None
+                self.cells[cell], value, self._refused = refused(DAMAGED), None, True
             self._values[cell] = value
             return value
 
     def raw(self, cell: str) -> bytes | None:
         """Return the encoded value of a cell; None where there is none or it was refused."""
         data = self.cells.get(cell)
-        return None if not data or data == _NIL or refusal(data) is not None else data
+        return None if not data or data == _NIL or data.startswith(REFUSED_MARK) else data
 
     def refused_control(self, cells: Iterable[str]) -> list[str]:
         """Return a sentence for each of the control cells whose value was refused on the way in.
 
         Null often lifts a condition there (targeting, dates), so a refused value must not pass for one.
         """
+        if not self.has_refused:
+            return []
         return [
             f"{label(self.table)} {self.key}: {cell.removeprefix(_CONTROL)} is not valid ({reason}); "
             "mend it in the ads DB, a dead letter has the value"
@@ -70,7 +83,7 @@ class EntityRow:
         ]
 
     def set(self, cell: str, data: bytes | None) -> None:
-        """Lay an output over the row."""
+        """Lay an output of a handler over the row; none is a refused value."""
         self._values.pop(cell, None)
         if data is None:
             self.cells.pop(cell, None)
@@ -94,6 +107,11 @@ class GatheredRows:
         self.table, self.rows = table, tuple(rows)
         self.key: str | None = None
         self._values: dict[str, list[Any]] = {}
+
+    @property
+    def has_refused(self) -> bool:
+        """Whether any of the rows has a cell whose value was refused."""
+        return any(row.has_refused for row in self.rows)
 
     def value(self, cell: str) -> list[Any] | None:
         """Return the values of a cell in all rows that have one, lists joined; None where no row has one."""

@@ -6,6 +6,7 @@ import json
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from msgspec import Raw
@@ -18,7 +19,7 @@ from argus.sources import CachedSource
 from catalog import Catalog
 from catalog.documents import encode_document
 from catalog.model import DOCUMENT_BLOCKED, DOCUMENT_BODY
-from catalog.values import check, encode
+from catalog.values import encode
 from storage_repo import Limits
 
 SERVABLE_COLUMN = "servable"
@@ -43,6 +44,7 @@ Answers = Mapping[str, Mapping[Any, Any]]
 Paused = Mapping[str, str]
 """Handler that a switch pauses -> a sentence that says who did it and why."""
 NONE_PAUSED: Paused = {}
+_NO_ANSWERS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def _run_step(
     paused: Paused,
 ) -> bytes | None:
     """Run one handler, keep its outputs, and return what its error cell has to say."""
-    if refused := [s for table, cell in step.allowed.values() for s in rows[table].refused_control((cell,))]:
+    if refused := _refused_inputs(step, rows):
         _put(rows, step, dict.fromkeys(step.refs), result)
         return encode([REFUSED_INPUT, refused[0][:_MAX_SENTENCE]])  # the dead letter was sent when it was refused
     if (why := paused.get(step.handler.name)) is not None:
@@ -164,29 +166,41 @@ def _run_step(
     return said
 
 
+def _refused_inputs(step: Step, rows: Rows) -> list[str]:
+    for table in step.tables:
+        if rows[table].has_refused:
+            return [s for of_table, cell in step.allowed.values() for s in rows[of_table].refused_control((cell,))]
+    return []
+
+
 def checked_outputs(step: Step, returned: Mapping[str, Value]) -> dict[str, bytes | None]:
     """Return ref -> encoded value of what a handler returned; what it left out is null.
 
     Raises UndeclaredWrite, catalog.InvalidValue.
     """
-    if undeclared := returned.keys() - step.refs:
+    if not returned.keys() <= step.refs:
+        undeclared = ", ".join(sorted(returned.keys() - step.refs))
         raise UndeclaredWrite(
-            f"handler {step.handler.name!r} returns {', '.join(sorted(undeclared))} without declaring it; add it to "
-            f"`writes` and to the catalogue (handler:{step.handler.name}); declared: {', '.join(sorted(step.refs))}"
+            f"handler {step.handler.name!r} returns {undeclared} without declaring it; add it to `writes` "
+            f"and to the catalogue (handler:{step.handler.name}); declared: {', '.join(sorted(step.refs))}"
         )
     outputs: dict[str, bytes | None] = {}
-    for column, ref, _, _ in step.writes:
+    for _, ref, _, _, encoder in step.writes:
         value = returned.get(ref)
-        outputs[ref] = encoded = None if value is None else encode(check(column, value))
+        outputs[ref] = encoded = None if value is None else encoder(value)
         if encoded is not None and len(encoded) > MAX_VALUE_BYTES:
             raise InvalidInput(TOO_LARGE, f"{ref} would have {len(encoded)} bytes, more than {MAX_VALUE_BYTES}")
     return outputs
 
 
 def _put(rows: Rows, step: Step, outputs: Mapping[str, bytes | None], result: RunResult) -> None:
-    for _, ref, table, cell in step.writes:
-        data, row = outputs[ref], single(rows, table)
-        _change(row, cell, data, result)
+    last, row = "", None
+    for _, ref, table, cell, _ in step.writes:
+        if row is None or table != last:
+            last, row = table, single(rows, table)
+        data = outputs[ref]
+        if row.stored.get(cell) != data:
+            result.changes[table, cell] = data
         row.set(cell, data)
 
 
@@ -237,6 +251,8 @@ def _why_blocked(registry: Registry, plan: Plan, rows: Rows, lacking: list[str])
 
 
 def _answers_for(step: Step, rows: Rows, answers: Answers, catalog: Catalog) -> Mapping[str, Any]:
+    if not step.handler.sources:
+        return _NO_ANSWERS
     given: dict[str, Any] = {}
     for use in step.handler.sources:
         key, version = _wanted(use, rows, catalog)

@@ -7,7 +7,7 @@ from itertools import islice
 
 from argus._fetch import fetch
 from argus._registry import Plan, Registry
-from argus._rows import Rows, members
+from argus._rows import EntityRow, Rows, members
 from argus._run import NONE_PAUSED, Paused, RunResult, execute, look_up
 from argus.core import Sources
 from storage_repo import RowId, Snapshot
@@ -41,8 +41,9 @@ def compute_runs(
     not answer or a handler fails or is paused, the previous outputs count, as in the pipeline.
     """
     plan, waiting = registry.plans[root] if root else registry.document, iter(rows)
+    columns = _columns(registry, plan)
     while keys := list(dict.fromkeys(islice(waiting, _SLICE))):
-        joined = fetch(snapshot, registry.catalog, plan, keys)
+        joined = fetch(snapshot, registry.catalog, plan, keys, columns=columns)
         overlay: dict[RowId, dict[str, bytes | None]] = {}
         for parents in registry.plans.values():  # those that are joined by others come first
             if parents.root in plan.routes:
@@ -50,6 +51,15 @@ def compute_runs(
         answers = look_up(plan, joined, sources, registry.catalog, paused=paused)
         for key in keys:
             yield execute(registry, plan, key, joined[key], answers, paused)
+
+
+def _columns(registry: Registry, plan: Plan) -> dict[str, tuple[str, ...]]:
+    """Return what to read: with a joined row also what its own handlers read and wrote, if they join nothing."""
+    wanted = {table: dict.fromkeys(cells) for table, cells in plan.columns.items()}
+    for parents in registry.plans.values():
+        if parents.root in plan.routes and not parents.levels:
+            wanted.setdefault(parents.root, {}).update(dict.fromkeys(parents.columns[parents.root]))
+    return {table: tuple(cells) for table, cells in wanted.items()}
 
 
 def _derive(
@@ -63,7 +73,11 @@ def _derive(
 ) -> None:
     """Run the handlers of the rows of `plan.root` that the documents join, and lay what changes over them."""
     targets = {row.key: row for rows in documents.values() for row in members(rows[plan.root]) if row.absence is None}
-    joined = fetch(snapshot, registry.catalog, plan, [key for key in targets if key is not None], overlay)
+    joined: Mapping[str, Rows]
+    if plan.levels:
+        joined = fetch(snapshot, registry.catalog, plan, [key for key in targets if key is not None], overlay)
+    else:
+        joined = {key: {plan.root: EntityRow(plan.root, key, row.stored)} for key, row in targets.items() if key}
     answers = look_up(plan, joined, sources, registry.catalog, paused=paused)
     for key, rows in joined.items():
         changes = execute(registry, plan, key, rows, answers, paused).changes

@@ -6,8 +6,9 @@ makes a segment of all that was laid down for one shard. Both can be run again: 
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -61,6 +62,16 @@ class KeyRange:
 
 
 @dataclass(frozen=True, slots=True)
+class RangeReport:
+    """What a range came to, and the documents that it laid down."""
+
+    within: KeyRange
+    tally: Tally
+    digests: dict[str, str]
+    """File in the spool -> checksum."""
+
+
+@dataclass(frozen=True, slots=True)
 class ShardReport:
     """A segment that was built."""
 
@@ -89,7 +100,7 @@ def key_ranges(snapshot: Snapshot, catalog: Catalog, size: int) -> Iterator[KeyR
     yield KeyRange(number, after, "")
 
 
-def read_range(job: BuildJob, within: KeyRange) -> Tally:
+def read_range(job: BuildJob, within: KeyRange) -> RangeReport:
     """Derive the documents of a range, lay them down by shard, and return what they came to.
 
     Raises RepoError, ObjectsError. A document of rows that do not parse is counted and left out, as in the pipeline.
@@ -102,10 +113,12 @@ def read_range(job: BuildJob, within: KeyRange) -> Tally:
         tally.documents += 1
         tally.bytes += len(body)
         shards[shard_of(document_id, job.shards)].append((document_id, body))
-    spool = Objects(job.spool)
+    spool, digests = Objects(job.spool), {}
     for shard, found in enumerate(shards):
-        spool.write(_spooled(within.number, shard), _encoder.encode(found), durable=False)
-    return tally
+        name, data = _spooled(within.number, shard), _encoder.encode(found)
+        spool.write(name, data, durable=False)
+        digests[name] = digest_of((data,))
+    return RangeReport(within, tally, digests)
 
 
 def build_shard(job: BuildJob, task: tuple[int, int]) -> ShardReport:
@@ -140,6 +153,14 @@ def _build(job: BuildJob, shard: int, ranges: int, directory: Path) -> ShardRepo
         documents(), job.snapshot_ts, job.delta_positions, job.budget_positions
     )
     return ShardReport(shard_name(shard), manifest, file_entry(directory / MANIFEST))
+
+
+def digest_of(parts: Iterable[bytes]) -> str:
+    """Return the BLAKE2b-128 of what comes in parts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _spooled(number: int, shard: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
+from batch_workflows.engines import Engine
 from batch_workflows.sync_lag import Lag
 from catalog import Catalog
 from gateway import AdsDb
@@ -82,6 +83,10 @@ class Sync:
     progress: Callable[[int], None] = _nothing
     """Called with the number of rows compared in all."""
     begin: Callable[[int | None], Transaction] | None = None
+    engine: Engine | None = None
+    """Runs the first look at derived rows, which costs most; None: this process does."""
+    open_repo: Callable[[], Repo] | None = None
+    """Opens the Repo where the engine's tasks run; it travels as a pickle."""
     done: int = 0
     _pin: tuple[str, int] | None = None
     _pinned_at: float = 0.0

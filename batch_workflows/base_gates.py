@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
+from typing import Any
 
 from batch_workflows.runner import Parameters
 from catalog import Catalog
@@ -89,6 +91,16 @@ class Tally:
         self.differing_samples = sorted([*self.differing_samples, *other.differing_samples])[: 2 * SAMPLES]
         for name, samples in other.samples.items():
             self.samples[name] = sorted([*self.samples.get(name, []), *samples])[:SAMPLES]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a form for JSON."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclass_fields(self)}
+
+    @classmethod
+    def from_json(cls, shown: Mapping[str, Any]) -> Tally:
+        """Return the tally of `to_json`."""
+        counters = {name: Counter(shown[name]) for name in ("missing", "lacking", "failures")}
+        return cls(**{**shown, **counters})
 
     def coverage(self, fields: Iterable[str]) -> dict[str, float]:
         """Return the share of the documents that have each field; 1 where there are none."""
@@ -190,6 +202,10 @@ def faults(
 def volume_change(documents: int, before: int) -> float:
     """Return by what share the number of documents has changed; 0 where there were none."""
     return documents / before - 1.0 if before else 0.0
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Counter) else value
 
 
 def _look(samples: Mapping[str, list[str]], name: str) -> str:

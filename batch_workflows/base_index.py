@@ -8,11 +8,12 @@ positions on. What lies there and is not newer than the snapshot is in the base 
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -21,101 +22,45 @@ import structlog
 from argus import paused_handlers
 from argus.core import Sources
 from argus.stage import open_sources
+from batch_workflows._base_checkpoint import Checkpoint, NotKept, State, left_behind
+from batch_workflows._base_options import BASES_KEPT, RANGE_ROWS, BaseReport, BuildOptions, Hooks
 from batch_workflows._base_tasks import BuildJob, KeyRange, build_shard, close_world, key_ranges, read_range, shard_name
 from batch_workflows._exceptions import BaseRefused
 from batch_workflows._objects_errors import ObjectsError
-from batch_workflows.base_gates import Freshness, GateLimits, Tally, faults, freshness, gated_fields, volume_change
-from batch_workflows.base_store import BUILDING, BaseStore
+from batch_workflows.base_gates import Freshness, Tally, faults, freshness, gated_fields, volume_change
+from batch_workflows.base_store import BUILDING, BaseStore, spared, spool_of
 from batch_workflows.engines import Engine, InlineEngine, LocalEngine
 from batch_workflows.objects import Objects
 from catalog import Catalog
 from manas import Manifest, base_manifest, new_version
 from messaging import Log
+from messaging.headers import now_us
 from messaging.home import Home
 from messaging.switches import Switches
 from messaging.topics import BUDGETS, DELTAS
 from storage_repo import Repo, RepoSchema, Snapshot
 from storage_repo.embedded import EmbeddedRepo
 
-RANGE_ROWS = 4_000
-"""Root rows per task: some seconds of work, so that progress moves and a lost task costs little."""
+__all__ = [
+    "BASES_KEPT",
+    "RANGE_ROWS",
+    "SHARD_DOCUMENTS",
+    "BaseReport",
+    "BuildOptions",
+    "Hooks",
+    "build_base_index",
+    "open_embedded_repo",
+    "opened_sources",
+]
+
 SHARD_DOCUMENTS = 100_000
 """With fewer documents per shard, a search pays for asking many shards more than building gains."""
-BASES_KEPT = 3
-"""The one in service, the one to roll back to, and one more in case that one is bad as well."""
 _PIN = "base-index"
 _PIN_SECONDS = 900.0
 """Renewed with every finished task; how long a killed build keeps old versions from being collected."""
 _PIN_AGAIN_SECONDS = 60.0
 
 Progress = Callable[[int, int | None], None]
-
-
-@dataclass(frozen=True, slots=True)
-class BaseReport:
-    """What was built, and how it differs from what the pipeline had stored."""
-
-    base_version: str
-    documents: int
-    snapshot_ts: int
-    coverage: dict[str, float]
-    differing: int
-    """Documents that the handlers derive otherwise than stored: updates in flight, or something that was lost."""
-    recomputed: bool
-    sample_differing: list[str]
-    address: str = ""
-    """Where it was published."""
-    shards: int = 0
-    bytes: int = 0
-    rows: int = 0
-    """Root rows in the snapshot; those without a servable document are in no base."""
-    kept_out: int = 0
-    """Documents that lack a critical field and nothing else."""
-    volume_change: float = 0.0
-    """Against the base that was in service, -1..; 0 without one."""
-    newest_source_us: int = 0
-    waiting_since_us: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
-    """handler:reason -> documents; of those the handler's previous outputs were taken."""
-    samples: dict[str, list[str]] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-    """Gates that did not pass, and were overruled by `force` or refused the base."""
-    removed: list[str] = field(default_factory=list)
-    """Older bases that went."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """By step: read, build, publish."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a form for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class BuildOptions:
-    """How a base is built. The defaults suit one machine."""
-
-    recompute: bool = True
-    """Run the handlers over the snapshot's rows; otherwise take the stored documents."""
-    force: bool = False
-    """Publish although a gate refuses."""
-    address: str = ""
-    """Where to publish; "": where the home says."""
-    keep: int = BASES_KEPT
-    shards: int = 0
-    """0: by the number of documents and of the engine's processes."""
-    range_rows: int = RANGE_ROWS
-    limits: GateLimits = field(default_factory=GateLimits)
-
-
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What a run is told while it goes on. Each may raise, and the build then ends and publishes nothing."""
-
-    progress: Callable[[int, int | None, str], None] = lambda _done, _total, _unit: None
-    check: Callable[[], None] = lambda: None
-    """Called between tasks and right before the base is published."""
-    read: Callable[[Tally], None] = lambda _tally: None
-    """Called with what each range of rows came to."""
 
 
 def build_base_index(
@@ -145,9 +90,6 @@ def build_base_index(
     told = hooks or (Hooks() if progress is None else Hooks(lambda done, total, _unit: progress(done, total)))
     store = BaseStore.of(home, chosen.address)
     with _alone(home):
-        store.clean()
-        for left in home.base.glob(f"{BUILDING}*"):
-            shutil.rmtree(left)
         return _Build(home, catalog, repo, log, store, chosen, told, engine, open_repo).run()
 
 
@@ -171,61 +113,120 @@ class _Build:
         self._open_repo = open_repo or partial(open_embedded_repo, home, catalog)
         self._tally, self._pinned = Tally(), 0.0
         self._seconds: dict[str, float] = {}
+        self._kept_ranges = self._kept_shards = 0
+        self._begun_anew = ""
 
     def run(self) -> BaseReport:
         """Build, judge and publish."""
-        fresh = freshness(self._log)
-        # In this order: see the module's first lines.
-        positions = self._log.end_offsets(DELTAS), self._log.end_offsets(BUDGETS)
-        snapshot = self._repo.snapshot()
-        self._pin(snapshot)
         own: Engine | None = None
-        version = new_version(snapshot.ts)
-        built, spool = self._store.building(version), None
+        snapshot, checkpoint = self._begin()
+        state = checkpoint.state
+        built, spool = self._store.building(state.version), self._spool(state.version)
+        keep = False
         try:
+            if self._hooks.begun is not None:
+                self._hooks.begun(state.version)
             ranges, few = _look_ahead(key_ranges(snapshot, self._catalog, self._options.range_rows))
             engine = self._engine or (own := InlineEngine() if few else LocalEngine())
-            spool = self._spool(engine, version)
+            state.shards = state.shards or self._shards(engine, few)
+            checkpoint.begin()
             job = BuildJob(
-                version, self._open_repo, partial(opened_sources, self._home), self._catalog, snapshot.ts,
-                self._options.recompute, self._shards(engine, few), spool.address, built.address, *positions,
-                dict(paused_handlers(Switches(self._log))),
+                state.version, self._open_repo, partial(opened_sources, self._home), self._catalog, snapshot.ts,
+                self._options.recompute, state.shards, spool.address, built.address, state.delta_positions,
+                state.budget_positions, dict(paused_handlers(Switches(self._log))),
             )  # fmt: skip
-            manifest = self._built(engine, job, ranges, snapshot)
-            return self._judged(version, manifest, fresh)
-        except BaseException:
-            _drop(built)
+            manifest = self._built(engine, job, ranges, snapshot, checkpoint)
+            return self._judged(state.version, manifest, state.fresh)
+        except BaseException as error:
+            keep = self._hooks.begun is not None and not isinstance(error, BaseRefused)
+            if keep:
+                checkpoint.leave()
+            else:
+                _drop(built)
             raise
         finally:
             close_world()
             if own is not None:
                 own.close()
-            self._repo.unpin(_PIN)
-            if spool is not None:
+            if not keep:
+                self._repo.unpin(_PIN)
                 _drop(spool)
 
-    def _built(self, engine: Engine, job: BuildJob, ranges: Iterator[KeyRange], snapshot: Snapshot) -> Manifest:
+    def _begin(self) -> tuple[Snapshot, Checkpoint]:
+        """Open the snapshot of an unfinished build to go on with, or a new one; remove what else is left."""
+        rules, version = self._rules(), self._options.resume
+        if version:
+            checkpoint, self._begun_anew = left_behind(self._spool(version), rules, self._log)
+            if checkpoint is not None:
+                try:
+                    snapshot = checkpoint.snapshot(self._repo, _PIN, _PIN_SECONDS)
+                except NotKept as reason:
+                    self._begun_anew = str(reason)
+                else:
+                    self._clean(version)
+                    return snapshot, checkpoint
+            structlog.get_logger().warning("base_index.begun_anew", version=version, why=self._begun_anew)
+        self._clean()
+        fresh = freshness(self._log)
+        # In this order: see the module's first lines.
+        positions = self._log.end_offsets(DELTAS), self._log.end_offsets(BUDGETS)
+        snapshot = self._repo.snapshot()
+        self._pin(snapshot)
+        version = new_version(snapshot.ts)
+        state = State(version, rules, snapshot.ts, 0, *positions, fresh, now_us())
+        return snapshot, Checkpoint(self._spool(version), state)
+
+    def _clean(self, spare: str = "") -> None:
+        self._store.clean(spare)
+        for left in self._home.base.glob(f"{BUILDING}*"):
+            if not spare or left.name not in spared(spare):
+                shutil.rmtree(left)
+
+    def _rules(self) -> dict[str, str]:
+        options, paused = self._options, paused_handlers(Switches(self._log))
+        return {
+            "the catalogue": self._catalog.fingerprint,
+            "the code": options.code_version,
+            "the paused handlers": json.dumps(dict(paused), sort_keys=True),
+            "the parameters": json.dumps([options.recompute, options.range_rows, options.shards]),
+            "the address": str(self._store.objects.address),
+        }
+
+    def _built(
+        self, engine: Engine, job: BuildJob, ranges: Iterator[KeyRange], snapshot: Snapshot, checkpoint: Checkpoint
+    ) -> Manifest:
         """Read all ranges, then build all shards."""
         started, count = time.monotonic(), 0
 
-        def counted() -> Iterator[KeyRange]:
-            nonlocal count
-            for within in ranges:
-                count += 1
-                yield within
-
-        for tally in engine.map(partial(read_range, job), counted()):
+        def take(tally: Tally) -> None:
             self._tally.add(tally)
             self._hooks.read(tally)
             self._hooks.progress(self._tally.rows, None, "documents")
             self._between(snapshot)
+
+        def to_read() -> Iterator[KeyRange]:
+            nonlocal count
+            for within in ranges:
+                count += 1
+                if (tally := checkpoint.kept_range(within)) is None:
+                    yield within
+                else:
+                    self._kept_ranges += 1
+                    take(tally)
+
+        for read in engine.map(partial(read_range, job), to_read()):
+            checkpoint.range_done(read)
+            take(read.tally)
         self._hooks.progress(self._tally.rows, self._tally.rows, "documents")
-        reading = time.monotonic()
-        tasks = [(shard, count) for shard in range(job.shards)]
-        reports = {}
+        reading, target = time.monotonic(), Objects(job.target)
+        kept = [report for shard in range(job.shards) if (report := checkpoint.kept_shard(shard, target)) is not None]
+        self._kept_shards = len(kept)
+        reports = {report.name: (report.manifest, report.own) for report in kept}
+        tasks = [(shard, count) for shard in range(job.shards) if shard_name(shard) not in reports]
         for report in engine.map(partial(build_shard, job), tasks):
+            checkpoint.shard_done(report)
             reports[report.name] = report.manifest, report.own
-            self._hooks.progress(len(reports), len(tasks), "shards")
+            self._hooks.progress(len(reports), job.shards, "shards")
             self._between(snapshot)
         self._seconds |= {"read": reading - started, "build": time.monotonic() - reading}
         return base_manifest({name: reports[name] for name in map(shard_name, range(job.shards))})
@@ -254,6 +255,9 @@ class _Build:
             failures=dict(tally.failures),
             samples=dict(tally.samples),
             faults=found,
+            kept_ranges=self._kept_ranges,
+            kept_shards=self._kept_shards,
+            begun_anew=self._begun_anew,
         )
         if found and not options.force:
             raise BaseRefused(
@@ -279,10 +283,10 @@ class _Build:
         before = next((b.manifest.documents for b in reversed(self._store.bases()) if b.manifest), 0)
         return engine.parallel if before == 0 else max(1, min(engine.parallel, before // SHARD_DOCUMENTS))
 
-    def _spool(self, engine: Engine, version: str) -> Objects:
+    def _spool(self, version: str) -> Objects:
         """Return where tasks leave documents for each other: a directory here, if they all see it."""
-        here = Objects(self._home.base) if engine.shares_files else self._store.objects
-        return here.below(f"{BUILDING}{version}-spool")
+        shared = self._engine is None or self._engine.shares_files
+        return (Objects(self._home.base) if shared else self._store.objects).below(spool_of(version))
 
     def _between(self, snapshot: Snapshot) -> None:
         self._hooks.check()
@@ -320,7 +324,7 @@ def _look_ahead(ranges: Iterator[KeyRange]) -> tuple[Iterator[KeyRange], bool]:
     return all_of_them(), second is None
 
 
-def open_embedded_repo(home: Home, catalog: Catalog) -> Repo:
+def open_embedded_repo(home: Home, catalog: Catalog) -> EmbeddedRepo:
     """Open the home's embedded Repo, in whatever process."""
     return EmbeddedRepo.open(home.store, RepoSchema.of(catalog.repo_tables()), wake_dir=home.wake)
 

@@ -175,8 +175,11 @@ class BaseStore:
             self.objects.remove(name)
         return removed
 
-    def clean(self) -> list[str]:
-        """Remove what interrupted builds left, and return it; only for who holds the lock of building."""
+    def clean(self, spare: str = "") -> list[str]:
+        """Remove what interrupted builds left, and return it; only for who holds the lock of building.
+
+        `spare` is the version of a build that goes on.
+        """
         left = []
         if self.objects.local is not None:
             left = [d for d in self.objects.directories() if d.startswith((BUILDING, ".incoming-", ".removed-"))]
@@ -185,6 +188,8 @@ class BaseStore:
             for version in self._versions():
                 if not self.objects.has(f"{version}/{MANIFEST}"):
                     left.append(version)
+        if spare:
+            left = [name for name in left if name not in spared(spare)]
         for name in left:
             self.objects.remove(name)
         if uploads := self.objects.abort_uploads():
@@ -201,7 +206,7 @@ class BaseStore:
         for shard in manifest.shards or ("",):
             prefix = f"{shard}/" if shard else ""
             own = parse_manifest(base.read(f"{prefix}{MANIFEST}"), f"{base.address}/{prefix}{MANIFEST}")
-            counts = {name: manifest.files[f"{prefix}{name}"].bytes // width for name, width in _WIDTHS.items()}
+            counts = {name: manifest.files[f"{prefix}{name}"].bytes / width for name, width in own.widths().items()}
             if set(counts.values()) != {own.documents}:
                 raise SegmentCorrupt(f"{base.address}/{shard}", f"has {own.documents} documents, and files of {counts}")
             documents += own.documents
@@ -209,8 +214,14 @@ class BaseStore:
             raise SegmentCorrupt(str(base.address), f"has {documents} documents instead of {manifest.documents}")
 
 
-_WIDTHS = {"ids.order": 4, "versions": 8}
-"""Files with one entry per document, and its bytes (see manas._writer)."""
+def spool_of(version: str) -> str:
+    """Return where the tasks of a build leave documents for each other."""
+    return f"{BUILDING}{version}-spool"
+
+
+def spared(version: str) -> frozenset[str]:
+    """Return the names of what belongs to the build of a version."""
+    return frozenset((version, BUILDING + version, spool_of(version)))
 
 
 def check_sizes(built: Objects, manifest: Manifest) -> None:

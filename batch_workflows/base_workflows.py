@@ -25,7 +25,7 @@ class BaseIndexParameters(GateLimits):
     force: bool = False
     """Publish although a gate refuses."""
     to: str = ""
-    """Address to publish at: a directory, or s3://BUCKET/PREFIX[?endpoint=URL]; "": what `up --bases` remembered."""
+    """Address to publish at: a directory, or s3://BUCKET/PREFIX[?endpoint=URL]; "": what `base-address` remembered."""
     keep: int = Field(BASES_KEPT, ge=1)
     """Bases that stay, the new one included."""
     engine: Literal["local", "inline", "spark"] = "local"
@@ -61,7 +61,10 @@ class AddressParameters(Parameters):
     resumable=True,
 )
 def base_index(context: RunContext[BaseIndexParameters]) -> Counts:
-    """Build and publish a base index; killed, it starts anew and removes what was left."""
+    """Build and publish a base index; resumed, it goes on from the same snapshot with what was finished and is whole.
+
+    Where that snapshot can be read no more, or rules have changed, it begins anew and says why (`begun_anew`).
+    """
     chosen = context.parameters
 
     def read(tally: Tally) -> None:
@@ -75,6 +78,7 @@ def base_index(context: RunContext[BaseIndexParameters]) -> Counts:
         recompute=not chosen.stored, force=chosen.force, address=chosen.to, keep=chosen.keep, shards=chosen.shards,
         range_rows=chosen.range_rows,
         limits=GateLimits(**{name: getattr(chosen, name) for name in GateLimits.model_fields}),
+        resume=str(context.state or ""), code_version=context.code_version,
     )  # fmt: skip
     engine: Engine | None = None
     if chosen.engine != "local" or chosen.processes:
@@ -82,7 +86,7 @@ def base_index(context: RunContext[BaseIndexParameters]) -> Counts:
     try:
         report = build_base_index(
             context.home, context.catalog, context.repo, context.log, options=options, engine=engine,
-            hooks=Hooks(context.progress, context.check, read), open_repo=context.opened.open_repo,
+            hooks=Hooks(context.progress, context.check, read, context.checkpoint), open_repo=context.opened.open_repo,
         )  # fmt: skip
     except BaseRefused as refused:
         context.counts.update(refused.report)

@@ -3,7 +3,7 @@ and the debug UI alike; all of it goes through the Storage Repo, so it works fro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,30 @@ class WorkflowControl:
         self.schedules.set(schedule)
         structlog.get_logger().warning("workflow_scheduled", workflow=name, schedule=str(schedule), who=who, why=why)
         return schedule
+
+    def pause_schedule(self, name: str, who: str, why: str) -> Schedule:
+        """Keep a schedule, but out of force until it is enabled. Raises UnknownWorkflow, BadParameters without one."""
+        by = f"by {who[:200] or 'unknown'}{f': {why[:MAX_TEXT]}' if why else ''}"
+        return self._change(name, lambda schedule: schedule.model_copy(update={"paused": by}), "paused", who, why)
+
+    def enable_schedule(self, name: str, who: str, why: str) -> Schedule:
+        """Put a paused schedule in force from now on; what was due meanwhile is not made up for.
+
+        Raises UnknownWorkflow, BadParameters without one. One that is not paused stays as it is.
+        """
+
+        def enabled(schedule: Schedule) -> Schedule:
+            return schedule.model_copy(update={"paused": "", "set_us": wall_us()}) if schedule.paused else schedule
+
+        return self._change(name, enabled, "enabled", who, why)
+
+    def _change(self, name: str, change: Callable[[Schedule], Schedule], what: str, who: str, why: str) -> Schedule:
+        find_workflow(name)
+        changed = self.schedules.change(name, change)
+        if changed is None:
+            raise BadParameters(f"{name} has no schedule; set one with every (6h) or cron (0 3 * * *)")
+        structlog.get_logger().warning(f"workflow_schedule_{what}", workflow=name, who=who, why=why)
+        return changed
 
     def unschedule(self, name: str, who: str) -> bool:
         """Take a workflow's schedule away; return whether there was one. Raises UnknownWorkflow."""

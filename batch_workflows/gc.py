@@ -12,20 +12,21 @@ documents   what stays in the documents' table of documents whose root row is go
 versions    cell versions beyond the history kept, of all rows.
 ==========  ==========================================================================================================
 
-Each row goes in one transaction that has its version in the conflict set: an update that comes in between wins, and the
-row stays. Rows that refer to others are looked at first, so what only they needed goes in the same run.
+Rows go in transactions that have their versions in the conflict set: an update that comes in between wins, and its row
+stays. Such a transaction is tried again in halves, so the rows beside it go. (Not a transaction per row: those of a run
+all have its lease in their conflict sets, and of a group of those Omid's TSO grants only the first.) Rows that refer to
+others are looked at first, so what only they needed goes in the same run.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 from pydantic import JsonValue, field_validator
 
-from batch_workflows._sync_common import chunks
 from batch_workflows.runner import Counts, Parameters, RunContext, workflow
 from batch_workflows.sync_ads import Layout
 from batch_workflows.sync_index import targets_of
@@ -41,6 +42,8 @@ DEFAULT_LIMIT = "30d"
 MIN_LIMIT_US = 8 * 24 * 3600 * 1_000_000
 """A day more than brokers keep updates: a row of which nothing is left would take an older one for news."""
 _CHUNK = 200
+_CELLS = 5_000
+"""Of a transaction: a quarter of what the Repo takes, and a row with a long list of references goes alone."""
 _EXAMPLES = 10
 
 
@@ -71,10 +74,17 @@ class _Doomed:
     """A row that is to go."""
 
     kind: str
-    table: Table
+    table: str
     row: str
     cells: Row
+    root: str
+    """Table whose row of the same key must not have been updated meanwhile."""
     index_rows: list[RowId] = field(default_factory=list)
+
+    @property
+    def weight(self) -> int:
+        """Cells of a transaction that takes it out, at most."""
+        return len(self.cells) + len(self.index_rows) + 3
 
 
 class GarbageCollector:
@@ -135,7 +145,7 @@ class GarbageCollector:
         if self._needed(snapshot, table, row):
             self.result.needed += 1
             return None
-        doomed = _Doomed(kind, table, row, cells)
+        doomed = _Doomed(kind, table.name, row, cells, root=table.name)
         for reference in table.references:
             targets = targets_of(cells.get(table.columns[reference.column].cell))
             doomed.index_rows += [(reference.index_table, f"{t}{INDEX_SEPARATOR}{row}") for t in sorted(targets)]
@@ -169,31 +179,42 @@ class GarbageCollector:
         return False
 
     def _collect(self, snapshot: Snapshot, doomed: Sequence[_Doomed]) -> None:
+        """Take rows out as they were at the snapshot; those that were updated since stay."""
         if self._dry_run:
             for one in doomed:
-                self._gone.add((one.table.name, one.row))
+                self._gone.add((one.table, one.row))
                 self._add(one)
             return
-        transactions = []
-        for one in doomed:
+        waiting = [*_packed(doomed)][::-1]
+        while waiting:
+            batch = waiting.pop()
             transaction = self._begin(snapshot.ts)
-            # Every update writes the version, so one that comes in between makes this conflict.
-            transaction.promote(one.table.name, one.row, SOURCE_VERSION)
-            if one.kind.startswith("retired"):
-                self._retire(transaction, one)
-            else:
-                for cell in one.cells:
-                    transaction.delete(one.table.name, one.row, cell)
-            for table, key in one.index_rows:
-                transaction.delete(table, key, INDEX_CELL)
-            transactions.append(transaction)
-        for one, outcome in zip(doomed, self._repo.commit_many(transactions), strict=True):
+            for one in batch:
+                self._take_out(transaction, one)
+            [outcome] = self._repo.commit_many([transaction])
             if isinstance(outcome, int):
-                self._add(one)
-            elif isinstance(outcome, Conflict | SnapshotTooOld):
+                for one in batch:
+                    self._add(one)
+            elif not isinstance(outcome, Conflict | SnapshotTooOld):
+                raise outcome
+            elif len(batch) == 1:
                 self.result.changed_meanwhile += 1
             else:
-                raise outcome
+                self._check()
+                half = len(batch) // 2
+                waiting += [batch[half:], batch[:half]]
+
+    def _take_out(self, transaction: Transaction, one: _Doomed) -> None:
+        # Every update writes the version, so one that comes in between makes this conflict; of a document's row it is
+        # the root row's: one that comes back is run again, and writes these cells.
+        transaction.promote(one.root, one.row, SOURCE_VERSION)
+        if one.kind.startswith("retired"):
+            self._retire(transaction, one)
+        else:
+            for cell in one.cells:
+                transaction.delete(one.table, one.row, cell)
+        for table, key in one.index_rows:
+            transaction.delete(table, key, INDEX_CELL)
 
     def _add(self, one: _Doomed) -> None:
         self.result.add(one.kind, one.row)
@@ -201,15 +222,14 @@ class GarbageCollector:
         if one.kind == f"retired:{self._catalog.root}":
             self._retired_now.add(one.row)
 
-    @staticmethod
-    def _retire(transaction: Transaction, one: _Doomed) -> None:
+    def _retire(self, transaction: Transaction, one: _Doomed) -> None:
         """Take out what the ads DB and handlers gave; signals stay, for nobody would send them again."""
-        layout, name = Layout(one.table), one.table.name
-        for column in one.table.columns.values():
+        table = self._catalog.tables[one.table]
+        for column in table.columns.values():
             if column.signal is None and column.cell in one.cells:
-                transaction.delete(name, one.row, column.cell)
-        transaction.put(name, one.row, DELETED, encode(True))
-        transaction.put(name, one.row, COLLECTED, encode(layout.of_cells(one.row, one.cells)[0]))
+                transaction.delete(one.table, one.row, column.cell)
+        transaction.put(one.table, one.row, DELETED, encode(True))
+        transaction.put(one.table, one.row, COLLECTED, encode(Layout(table).of_cells(one.row, one.cells)[0]))
 
     def _documents(self) -> None:
         """Take out what is left of documents whose root row is gone and that nobody serves."""
@@ -230,29 +250,21 @@ class GarbageCollector:
                 and DOCUMENT_BODY not in found[table, row]
                 and all(self._older(table, row, cell) for cell in found[table, row])
             ]
-            for chunk in chunks(left, _CHUNK):
-                self._forget(snapshot, {row: found[table, row] for row in chunk})
+            self._collect(
+                snapshot, [_Doomed("documents", table, row, found[table, row], root=catalog.root) for row in left]
+            )
 
-    def _forget(self, snapshot: Snapshot, rows: dict[str, Row]) -> None:
-        table, root = self._catalog.document_table, self._catalog.root
-        if self._dry_run:
-            for row in rows:
-                self.result.add("documents", row)
-            return
-        transactions = []
-        for row, cells in rows.items():
-            transaction = self._begin(snapshot.ts)
-            transaction.promote(root, row, SOURCE_VERSION)  # a row that comes back is run again, and writes these cells
-            for cell in cells:
-                transaction.delete(table, row, cell)
-            transactions.append(transaction)
-        for row, outcome in zip(rows, self._repo.commit_many(transactions), strict=True):
-            if isinstance(outcome, int):
-                self.result.add("documents", row)
-            elif isinstance(outcome, Conflict | SnapshotTooOld):
-                self.result.changed_meanwhile += 1
-            else:
-                raise outcome
+
+def _packed(doomed: Sequence[_Doomed]) -> Iterator[Sequence[_Doomed]]:
+    """Yield rows that go in one transaction."""
+    batch: list[_Doomed] = []
+    for one in doomed:
+        if batch and sum(other.weight for other in batch) + one.weight > _CELLS:
+            yield batch
+            batch = []
+        batch.append(one)
+    if batch:
+        yield batch
 
 
 def _referring_first(catalog: Catalog) -> list[Table]:

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from batch_workflows._objects_errors import BadAddress, ObjectMissing, ObjectsDe
 
 PATIENCE_SECONDS = 60.0
 """How long a store may not answer: longer than a failover or a restart, shorter than anybody wants to wait unasked."""
+MAX_PATIENCE_SECONDS = 3_600
 PART_BYTES = 16 << 20
 """Files of more than two parts go up and come down in parts, four at once: 64 MiB of memory."""
 SLOWEST_BYTES_PER_SECOND = 256 << 10
@@ -50,10 +51,12 @@ class Address:
     """Directory, or bucket/prefix."""
     endpoint: str = ""
     """Of an S3 server that is not Amazon's."""
+    patience_s: float = PATIENCE_SECONDS
+    """How long it may not answer."""
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read `s3://BUCKET[/PREFIX][?endpoint=URL]`, `file:///DIRECTORY` or a path. Raises BadAddress."""
+        """Read `s3://BUCKET[/PREFIX][?endpoint=URL&patience_s=N]`, `file:///DIRECTORY` or a path. Raises BadAddress."""
         if "://" not in text:
             return cls("file", str(Path(text).expanduser().resolve()))
         parts = urlsplit(text)
@@ -64,34 +67,46 @@ class Address:
             raise BadAddress(f"{text}: an address is a directory, or s3://BUCKET/PREFIX, if need be with ?endpoint=URL")
         if not parts.hostname or parts.username is not None or not re.fullmatch(r"[\w.-]+", parts.netloc):
             raise BadAddress(f"s3://{parts.path}: name a bucket and no credentials; those come from the environment")
-        if unknown := query.keys() - {"endpoint"}:
-            raise BadAddress(f"{text}: {', '.join(sorted(unknown))} is unknown; there is endpoint=URL")
+        if unknown := query.keys() - {"endpoint", "patience_s"}:
+            raise BadAddress(
+                f"{text}: {', '.join(sorted(unknown))} is unknown; there are endpoint=URL and patience_s=N"
+            )
         endpoint = query.get("endpoint", [""])[-1]
-        if query and urlsplit(endpoint).scheme not in ("http", "https"):
+        if "endpoint" in query and urlsplit(endpoint).scheme not in ("http", "https"):
             raise BadAddress(f"{text}: endpoint must be http://HOST:PORT or https://HOST")
-        return cls("s3", f"{parts.netloc}/{parts.path.strip('/')}".rstrip("/"), endpoint)
+        patience = query.get("patience_s", [f"{PATIENCE_SECONDS:g}"])[-1]
+        if not patience.isdecimal() or not 1 <= int(patience) <= MAX_PATIENCE_SECONDS:
+            raise BadAddress(f"{text}: patience_s must be whole seconds, 1 to {MAX_PATIENCE_SECONDS}")
+        return cls("s3", f"{parts.netloc}/{parts.path.strip('/')}".rstrip("/"), endpoint, float(patience))
 
     def __str__(self) -> str:
         """Return the text that `parse` reads."""
         if self.scheme == "file":
             return self.path
-        return f"s3://{self.path}" + (f"?endpoint={self.endpoint}" if self.endpoint else "")
+        options = {"endpoint": self.endpoint} if self.endpoint else {}
+        if self.patience_s != PATIENCE_SECONDS:
+            options["patience_s"] = f"{self.patience_s:g}"
+        return f"s3://{self.path}" + "".join(
+            f"{'&' if place else '?'}{name}={value}" for place, (name, value) in enumerate(options.items())
+        )
 
     def below(self, name: str) -> Address:
         """Return the address of what is below."""
-        return Address(self.scheme, f"{self.path}/{name}", self.endpoint)
+        return replace(self, path=f"{self.path}/{name}")
 
 
 class Objects:
     """Objects below one address, by names with slashes. Opening it asks nothing yet; safe for threads."""
 
-    def __init__(self, address: str | Path | Address, *, patience_s: float = PATIENCE_SECONDS) -> None:
-        """Raises BadAddress."""
+    def __init__(self, address: str | Path | Address, *, patience_s: float | None = None) -> None:
+        """`patience_s`: instead of the address's. Raises BadAddress."""
         self.address = address if isinstance(address, Address) else Address.parse(str(address))
-        self._patience_s = patience_s
+        self._patience_s = self.address.patience_s if patience_s is None else patience_s
         self.local = Path(self.address.path) if self.address.scheme == "file" else None
         """The directory, where it is one of this machine."""
-        self._fs: Any = _s3(self.address.endpoint, patience_s) if self.local is None else fsspec.filesystem("file")
+        self._fs: Any = (
+            _s3(self.address.endpoint, self._patience_s) if self.local is None else fsspec.filesystem("file")
+        )
 
     def below(self, name: str) -> Objects:
         """Return the objects below a name."""
@@ -253,6 +268,10 @@ def _beside(target: Path, durable: bool) -> Iterator[Path]:
     try:
         yield part
         part.replace(target)
+    except OSError as error:
+        if error.filename is None:  # of a write: the disk is full, for example
+            error.filename = str(target)
+        raise
     finally:
         part.unlink(missing_ok=True)
     if not durable:

@@ -66,14 +66,20 @@ def _delta_floor(home: Home, log: Log) -> dict[int, int]:
     manifests = [base.manifest for base in list_bases(home.base)]
     if not manifests:
         return {}
-    served = log.committed(SERVING_GROUP, DELTAS)
+    served = [log.committed(group, DELTAS) for group in _serving_groups(log)]
     return {
         partition: min(
-            served.get(partition, 0),
+            *(positions.get(partition, 0) for positions in served),
             *(0 if manifest is None else manifest.delta_positions.get(partition, 0) for manifest in manifests),
         )
         for partition in log.end_offsets(DELTAS)
     }
+
+
+def _serving_groups(log: Log) -> list[str]:
+    """Return the groups of serving: that of the whole or of the first shard, and those of further shards."""
+    shards = {group for group, topic in log.groups() if topic == DELTAS and group.startswith(f"{SERVING_GROUP}-")}
+    return [SERVING_GROUP, *sorted(shards)]
 
 
 def _compact_budgets(log: Log, trimmed: Trimmed) -> None:

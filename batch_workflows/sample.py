@@ -27,7 +27,8 @@ __all__ = ["SampleReport", "generate_sample"]
 _CENT = 10_000
 """Micros; bids and prices are whole cents."""
 
-_INSERTS = {
+FIRST_AD = 1_000_001
+INSERTED = {
     "advertisers": "id, name, status, billing_status, country, currency",
     "campaigns": "id, advertiser_id, name, objective, status, starts_at, ends_at",
     "budgets": "campaign_id, daily_micros, lifetime_micros, spent_today_micros, spent_total_micros, currency",
@@ -38,6 +39,7 @@ _INSERTS = {
     "image_id",
     "images": "id, url, width, height, status",
 }
+"""Table of the ads DB -> the columns that are generated, in the order of `Sample.rows`."""
 
 _log = structlog.get_logger()
 
@@ -66,7 +68,7 @@ def generate_sample(
     if ads < 1 or not ads_db.is_empty():
         return report
     day = (today or datetime.now(UTC)).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
-    sample = _Sample(random.Random(seed), day)
+    sample = Sample(random.Random(seed), day)
     sample.fill(ads)
     ensure_topics(log)
     with closing(PerformanceDb(performance_db_path)) as performance:
@@ -74,7 +76,7 @@ def generate_sample(
         try:
             with ads_db.engine.begin() as connection:
                 mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
-                for table, columns in _INSERTS.items():
+                for table, columns in INSERTED.items():
                     marks = ", ".join([mark] * len(columns.split(",")))
                     rows = sample.rows[table]
                     connection.exec_driver_sql(f"INSERT INTO {table} ({columns}) VALUES ({marks})", rows)
@@ -89,10 +91,14 @@ def generate_sample(
 
 
 @dataclass(slots=True)
-class _Sample:
+class Sample:
+    """Rows as they are generated; `fill` makes all."""
+
     random: random.Random
     day: datetime
-    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=lambda: {table: [] for table in _INSERTS})
+    first: int = 0
+    """Added to every number that names a row: parts of one large sample do not meet if each has its share of ads."""
+    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=lambda: {table: [] for table in INSERTED})
     performance: list[PerformanceRow] = field(default_factory=list)
 
     def fill(self, ads: int) -> None:
@@ -131,7 +137,7 @@ class _Sample:
 
     def _advertiser(self, market: tuple[str, str, float, str, int]) -> int:
         rows = self.rows["advertisers"]
-        advertiser = len(rows) + 1
+        advertiser = self.first + len(rows) + 1
         name = f"{self.random.choice(words.BRANDS)} {market[0]} {advertiser}"
         billing = "PAYMENT_FAILED" if self._chance(0.01) else "OK"
         rows.append((advertiser, name, "PAUSED" if self._chance(0.01) else "ACTIVE", billing, market[0], market[1]))
@@ -139,7 +145,7 @@ class _Sample:
 
     def _campaign(self, advertiser: int, market: tuple[str, str, float, str, int]) -> int:
         rows = self.rows["campaigns"]
-        campaign = 1_001 + len(rows)
+        campaign = 1_001 + self.first + len(rows)
         objective = self.random.choice(("AWARENESS", "CONSIDERATION", "CONVERSIONS", "CONVERSIONS", "CATALOG_SALES"))
         starts, ends = self._schedule()
         status = "PAUSED" if self._chance(0.03) else "ACTIVE"
@@ -163,7 +169,7 @@ class _Sample:
 
     def _ad_group(self, campaign: int, market: tuple[str, str, float, str, int]) -> tuple[int, int]:
         rows = self.rows["ad_groups"]
-        group = 100_001 + len(rows)
+        group = 100_001 + self.first + len(rows)
         starts, ends = self._schedule() if self._chance(0.15) else (None, None)
         status = "PAUSED" if self._chance(0.02) else "ACTIVE"
         bid = self._money(0.8, 0.6, market[2])
@@ -202,7 +208,7 @@ class _Sample:
 
     def _ad(self, group: int, bid: int, market: tuple[str, str, float, str, int]) -> None:
         rows = self.rows["ads"]
-        ad = 1_000_001 + len(rows)
+        ad = FIRST_AD + self.first + len(rows)
         pins = self.rows["pins"]
         # Some creatives are used by several ads, so that a pin's change fans out.
         pin = pins[-self.random.randint(1, min(50, len(pins)))][0] if pins and self._chance(0.2) else self._pin(market)
@@ -218,7 +224,7 @@ class _Sample:
 
     def _pin(self, market: tuple[str, str, float, str, int]) -> str:
         pins = self.rows["pins"]
-        number = len(pins) + 1
+        number = self.first + len(pins) + 1
         pin, image = f"pin-{number:07d}", f"img-{number:07d}"
         choose = self.random.choice
         path, dollars, names = choose(words.PRODUCTS)

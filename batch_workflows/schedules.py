@@ -8,7 +8,7 @@ schedule: a remembered time that lies in the future is forgotten.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,12 +47,18 @@ class Schedule(Stored):
     who: str = ""
     why: str = ""
     set_us: int = 0
+    """When it was set or last enabled: due times before it count for nothing."""
+    paused: str = ""
+    """Who paused it and why; "": it is in force."""
 
     def __str__(self) -> str:
         return f"cron {self.cron} (UTC)" if self.cron else f"every {_span(self.every_s)}"
 
     def last_due_us(self, now_us: int) -> int:
-        """Return the newest due time at or before a time, 0 if there is none since the schedule was set."""
+        """Return the newest due time at or before a time, 0 if there is none since the schedule was set, or none at all
+        while it is paused."""
+        if self.paused:
+            return 0
         if self.cron:
             moment = datetime.fromtimestamp(now_us // 1_000_000 + 1, UTC)  # a second on, since the past is exclusive
             due = croniter(self.cron, moment, ret_type=datetime).get_prev()
@@ -62,7 +68,9 @@ class Schedule(Stored):
         return at_us if at_us > self.set_us else 0
 
     def next_due_us(self, now_us: int) -> int:
-        """Return the first due time after a time."""
+        """Return the first due time after a time, 0 while it is paused."""
+        if self.paused:
+            return 0
         if self.cron:
             due = croniter(self.cron, datetime.fromtimestamp(now_us / 1e6, UTC), ret_type=datetime).get_next()
             return int(due.timestamp()) * 1_000_000
@@ -139,6 +147,21 @@ class ScheduleStore:
             transaction.put(WORKFLOW_TABLE, _row(schedule.workflow), _DUE, b"0")
 
         self._commit(write)
+
+    def change(self, workflow: str, change: Callable[[Schedule], Schedule]) -> Schedule | None:
+        """Replace a workflow's schedule by what a function makes of it, and return that; None if there is none."""
+        changed: Schedule | None = None
+
+        def write(transaction: Transaction) -> None:
+            nonlocal changed
+            row = _row(workflow)
+            cell = transaction.get(WORKFLOW_TABLE, row, [_SCHEDULE]).get(_SCHEDULE)
+            changed = None if cell is None else change(Schedule.of_cell(f"{WORKFLOW_TABLE}/{row}", cell))
+            if changed is not None:
+                transaction.put(WORKFLOW_TABLE, row, _SCHEDULE, changed.to_cell())
+
+        self._commit(write)
+        return changed
 
     def remove(self, workflow: str) -> bool:
         """Take a schedule away; return whether there was one."""

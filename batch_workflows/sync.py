@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, Literal
@@ -19,6 +19,8 @@ from pydantic import Field, JsonValue, field_validator
 from argus.core import Sources
 from batch_workflows._exceptions import SyncIncomplete, UnknownSelection
 from batch_workflows._sync_common import Part, Sync
+from batch_workflows.base_index import open_embedded_repo
+from batch_workflows.engines import Engine, open_engine
 from batch_workflows.runner import Counts, Parameters, RunContext, workflow
 from batch_workflows.sync_ads import AdsSync
 from batch_workflows.sync_documents import DocumentSync, ServedSync
@@ -57,6 +59,9 @@ class SyncParameters(Parameters):
     """How long nothing may move in the pipeline before it counts as down."""
     range_rows: int = Field(default=0, ge=0)
     """Rows per checksum; 0: as the table's size allows."""
+
+    processes: int = Field(default=0, ge=0)
+    """That run handlers over large tables; 0: one per processor, 1: this one."""
 
     @field_validator("tables", "parts", mode="before")
     @classmethod
@@ -120,22 +125,25 @@ def synchronize(
     return results
 
 
-def counts_of(parts: dict[str, Part]) -> dict[str, JsonValue]:
-    """Return what a run's record keeps: unsynced by kind, and what comparing cost."""
-    unsynced: Counter[str] = Counter()
-    examples: dict[str, JsonValue] = {}
+def counts_of(parts: dict[str, Part], before: Mapping[str, Any] | None = None) -> dict[str, JsonValue]:
+    """Return what a run's record keeps: unsynced by kind, and what comparing cost; `before`: of earlier attempts."""
+    earlier = before or {}
+    unsynced: Counter[str] = Counter(earlier.get("unsynced", {}))
+    examples: dict[str, JsonValue] = dict(earlier.get("examples", {}))
     for found in parts.values():
         unsynced.update(found.unsynced)
         examples |= {kind: list[JsonValue](rows) for kind, rows in found.examples.items()}
-    total: dict[str, Any] = {name: sum(getattr(found, name) for found in parts.values()) for name in _TOTALS}
-    seconds = sum(found.seconds for found in parts.values())
+    total: dict[str, Any] = {
+        name: earlier.get(name, 0) + sum(getattr(found, name) for found in parts.values()) for name in _TOTALS
+    }
+    seconds = earlier.get("seconds", 0.0) + sum(found.seconds for found in parts.values())
     return {
         "unsynced": dict[str, JsonValue](unsynced),
         "examples": examples,
         **total,
         "seconds": round(seconds, 3),
         "rows_per_second": round(total["rows"] / seconds) if seconds else 0,
-        "parts": {name: round(found.seconds, 3) for name, found in parts.items()},
+        "parts": earlier.get("parts", {}) | {name: round(found.seconds, 3) for name, found in parts.items()},
     }
 
 
@@ -143,6 +151,11 @@ def counts_of(parts: dict[str, Part]) -> dict[str, JsonValue]:
           resumable=True)  # fmt: skip
 def run_sync(context: RunContext[SyncParameters]) -> Counts:
     """Compare and repair everything. Raises SyncIncomplete where what is in flight did not arrive."""
+    with closing(open_engine("local", processes=context.parameters.processes)) as engine:
+        return _run(context, engine)
+
+
+def _run(context: RunContext[SyncParameters], engine: Engine) -> Counts:
     parameters = context.parameters
 
     def pause(seconds: float) -> None:
@@ -161,15 +174,18 @@ def run_sync(context: RunContext[SyncParameters]) -> Counts:
         failed=context.failed,
         progress=lambda done: context.progress(done, unit="rows"),
         begin=context.begin,
+        engine=engine if engine.parallel > 1 else None,
+        open_repo=context.opened.open_repo or partial(open_embedded_repo, context.home, context.catalog),
     )
     wanted = lost_rows.pending(context.log)
     state = context.state or {"done": [], "wanted": 0 if wanted is None else wanted.number}
     done: list[str] = list(state["done"])
     found: dict[str, Part] = {}
+    before = dict(context.counts)  # of earlier attempts, as of their last part
 
     def after(name: str, part: Part) -> None:
         found[name] = part
-        context.counts.update(counts_of(found))
+        context.counts.update(counts_of(found, before))
         if not part.unsettled:
             done.append(name)
             context.checkpoint({"done": done, "wanted": state["wanted"]})
@@ -182,7 +198,7 @@ def run_sync(context: RunContext[SyncParameters]) -> Counts:
         )
     if wanted is not None and wanted.number == state["wanted"] and _covers(parameters, wanted):
         lost_rows.done(context.log, wanted)
-    return counts_of(found)
+    return counts_of(found, before)
 
 
 def _covers(parameters: SyncParameters, wanted: LostRows) -> bool:

@@ -10,14 +10,26 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import merge
+from functools import partial
+from itertools import chain
 
-from argus import RunResult, compute_runs, load_registry, paused_handlers
+from argus import load_registry, paused_handlers
 from argus.core import Sources
 from argus.stage import open_sources
 from batch_workflows._sync_common import BATCH, LOOKS, STAGE, Part, Sync, chunks
+from batch_workflows._sync_tasks import (
+    HANDLER_FAILED,
+    READ,
+    Changes,
+    Looked,
+    LookJob,
+    look,
+    look_range,
+    ranges_of,
+    rows_of,
+)
 from catalog import LaneName
-from catalog.model import DOCUMENT_BLOCKED, DOCUMENT_BODY, RUN, SOURCE_VERSION
+from catalog.model import DOCUMENT_BODY
 from manas import Base, current_base
 from messaging import BadMessage, Log, OutRecord
 from messaging.dead_letters import parse
@@ -29,11 +41,6 @@ from storage_repo import Snapshot
 
 MISSING, EXTRA, DIFFERENT, DERIVED = "missing", "extra", "different", "derived_different"
 """Of a document; the last: its body is right, but a column that handlers derive is not."""
-HANDLER_FAILED = "handler_failed"
-_TEMPORARY = frozenset({"source_unavailable", "source_behind", "handler_paused"})
-_READ = 1_000
-
-Changes = Mapping[tuple[str, str], bytes | None]
 
 
 class DocumentSync:
@@ -68,39 +75,31 @@ class DocumentSync:
         return part
 
     def _suspects(self, snapshot: Snapshot, root: str, part: Part) -> Iterator[tuple[str, Changes]]:
-        rows = self._rows(snapshot, root)
-        for chunk in chunks(rows, _READ):
-            for result in self._runs(snapshot, root, chunk, part):
-                for failure in (f for f in result.failures if f.reason == HANDLER_FAILED):
-                    part.failing += 1
-                    self._sync.failed("document", f"{root}/{result.key}", failure.reason, failure.sentence)
-                if _matters(result):
-                    yield result.key, result.changes
-            part.rows += len(chunk)
-            self._sync.step(len(chunk))
+        for looked in self._looks(snapshot, root):
+            for row, sentence in looked.failing:
+                part.failing += 1
+                self._sync.failed("document", f"{root}/{row}", HANDLER_FAILED, sentence)
+            _count(part, looked)
+            part.rows += looked.rows
+            yield from looked.suspects
+            self._sync.step(looked.rows)
 
-    def _rows(self, snapshot: Snapshot, root: str) -> Iterator[str]:
-        """Yield every row that is there or has outputs, in key order, each once."""
-        output = self._registry.plans[root].output_table
-        scans = [snapshot.scan(root, columns=[SOURCE_VERSION])]
-        if output != root:
-            scans.append(snapshot.scan(output, columns=[DOCUMENT_BODY, RUN]))
-        last = None
-        for row in merge(*((row for row, _ in scan) for scan in scans), key=str.encode):
-            if row != last:
-                yield row
-            last = row
+    def _looks(self, snapshot: Snapshot, root: str) -> Iterator[Looked]:
+        """Look at all rows: by a pool of processes, or here where there are few or the sync has no pool."""
+        ranges = ranges_of(rows_of(snapshot, self._registry, root))
+        first, second = next(ranges), next(ranges, None)
+        if self._sync.engine is None or self._sync.open_repo is None or second is None:
+            for chunk in chunks(rows_of(snapshot, self._registry, root), READ):
+                yield self._look(snapshot, root, chunk)
+            return
+        job = LookJob(
+            self._sync.open_repo, partial(open_sources, self._sync.home), self._sync.catalog, snapshot.ts, root,
+            dict(paused_handlers(self._switches)),
+        )  # fmt: skip
+        yield from self._sync.engine.map(partial(look_range, job), chain((first, second), ranges))
 
-    def _runs(self, snapshot: Snapshot, root: str, rows: Sequence[str], part: Part) -> Iterator[RunResult]:
-        """Yield what runs would come to; those that a source or a switch keeps from being judged are counted apart."""
-        paused = paused_handlers(self._switches)
-        for result in compute_runs(snapshot, self._registry, self._sources, rows, paused, root):
-            part.rows_read += 1
-            part.bytes_read += len(result.body_before or b"")
-            if any(failure.reason in _TEMPORARY for failure in result.failures):
-                part.unjudged += 1
-            else:
-                yield result
+    def _look(self, snapshot: Snapshot, root: str, rows: Sequence[str]) -> Looked:
+        return look(snapshot, self._registry, self._sources, rows, paused_handlers(self._switches), root)
 
     def _judge(self, root: str, suspects: dict[str, Changes], part: Part) -> None:
         for _ in range(LOOKS - 1):
@@ -109,8 +108,9 @@ class DocumentSync:
             if not self._sync.lag.pass_by():
                 part.unsettled += len(suspects)
                 return
-            runs = self._runs(self._sync.repo.snapshot(), root, list(suspects), part)
-            again = {result.key: result.changes for result in runs if _matters(result)}
+            looked = self._look(self._sync.repo.snapshot(), root, list(suspects))
+            _count(part, looked)
+            again = dict(looked.suspects)
             confirmed = [row for row, changes in again.items() if changes == suspects[row]]
             for row in confirmed:
                 part.found(f"{self._registry.plans[root].output_table}:{_kind(again[row])}", row)
@@ -121,9 +121,10 @@ class DocumentSync:
         part.in_flight += len(suspects)
 
 
-def _matters(result: RunResult) -> bool:
-    """Return whether a run would change anything; that a row is gone need not be written at what is left of it."""
-    return any(result.exists or cell != DOCUMENT_BLOCKED for _, cell in result.changes)
+def _count(part: Part, looked: Looked) -> None:
+    part.rows_read += looked.rows
+    part.bytes_read += looked.bytes_read
+    part.unjudged += looked.unjudged
 
 
 def _kind(changes: Changes) -> str:
@@ -136,7 +137,7 @@ def _kind(changes: Changes) -> str:
 def request_runs(log: Log, root: str, rows: Iterable[str], writer: str) -> int:
     """Have the handlers of rows run in the low lane, and documents published even if unchanged; return how many."""
     count = 0
-    for chunk in chunks(rows, _READ):
+    for chunk in chunks(rows, READ):
         records = []
         for row in chunk:
             header = new_header(LaneName.LOW, now_us())
@@ -212,7 +213,7 @@ class ServedSync:
             if have != body:
                 yield row, MISSING if have is None else EXTRA if body is None else DIFFERENT
         if only is None:
-            for chunk in chunks(served.documents(), _READ):
+            for chunk in chunks(served.documents(), READ):
                 there = snapshot.get_many([(table, row) for row in chunk], {table: [DOCUMENT_BODY]})
                 yield from ((row, EXTRA) for row in chunk if not there[table, row])
 
@@ -255,7 +256,7 @@ def published(sync: Sync) -> _Served:
     ends = sync.log.end_offsets(DELTAS)
     for partition, start in sync.log.start_offsets(DELTAS).items():
         offset = max(start, positions.get(partition, 0))
-        while offset < ends[partition] and (records := sync.log.read(DELTAS, partition, offset, _READ)):
+        while offset < ends[partition] and (records := sync.log.read(DELTAS, partition, offset, READ)):
             offset = records[-1].offset + 1
             for record in records:
                 try:

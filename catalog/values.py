@@ -11,6 +11,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -37,24 +38,24 @@ encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
-_REFUSED = b"\xc1"
+REFUSED_MARK = b"\xc1"
 """The one byte that no MessagePack value begins with."""
 
 
 def refused(reason: str) -> bytes:
     """Return the mark of a value that its column refuses; `reason` is InvalidValue.reason."""
-    return _REFUSED + reason.encode()
+    return REFUSED_MARK + reason.encode()
 
 
 def refusal(data: bytes | None) -> str | None:
     """Return why a value was refused, None if the bytes are a value or a null."""
-    return data[1:].decode(errors="replace") if data and data.startswith(_REFUSED) else None
+    return data[1:].decode(errors="replace") if data and data.startswith(REFUSED_MARK) else None
 
 
 def decode(data: bytes | None) -> Any:
     """Return the value of encoded bytes; None, b"" and a refused value give None. Raises msgspec.DecodeError."""
     try:
-        return _decode(data) if data and not data.startswith(_REFUSED) else None
+        return _decode(data) if data and not data.startswith(REFUSED_MARK) else None
     except (UnicodeDecodeError, RecursionError) as error:  # msgspec lets these two through
         raise msgspec.DecodeError(f"MessagePack data is malformed: {error}") from error
 
@@ -130,6 +131,53 @@ def source_encoder(column: Column) -> Callable[[Any], bytes]:
     if column.type is ValueType.INT and not allowed:
         return whole_number
     return text if column.type is ValueType.STRING else carefully
+
+
+def output_encoder(column: Column) -> Callable[[Any], bytes]:
+    """Return a function from a value that is not None to `encode(check(column, value))`, which is what it raises too.
+
+    Handlers mostly return just what the column declares, and then there is nothing to ask or to convert.
+    """
+
+    def carefully(value: Any) -> bytes:
+        return encode(check(column, value))
+
+    def truth(value: Any) -> bytes:
+        return encode(value) if type(value) is bool else carefully(value)
+
+    def number(value: Any) -> bytes:
+        return encode(value) if type(value) is float and math.isfinite(value) else carefully(value)
+
+    def moment(value: Any) -> bytes:
+        return encode(value) if type(value) is int and _TIMES[0] <= value <= _TIMES[1] else carefully(value)
+
+    def texts(value: Any) -> bytes:
+        if type(value) is list and all(type(one) is str for one in value):
+            try:
+                data = encode(value)
+            except UnicodeEncodeError:  # a lone surrogate
+                return carefully(value)
+            if len(data) <= column.max_bytes:
+                return data
+        return carefully(value)
+
+    def numbers(value: Any) -> bytes:
+        if type(value) is list and all(type(one) is int and _INT64[0] <= one <= _INT64[1] for one in value):
+            data = encode(value)
+            if len(data) <= column.max_bytes:
+                return data
+        return carefully(value)
+
+    plain = {
+        ValueType.BOOL: truth,
+        ValueType.FLOAT: number,
+        ValueType.TIME: moment,
+        ValueType.STRING_LIST: texts,
+        ValueType.INT_LIST: numbers,
+    }
+    if column.type in (ValueType.INT, ValueType.STRING):
+        return source_encoder(replace(column, scale=1, split=None, default=None))
+    return carefully if column.values else plain.get(column.type, carefully)
 
 
 def _scaled(column: Column, value: Any) -> int:

@@ -29,7 +29,15 @@ from debug_ui.health import pipeline_status
 from debug_ui.inspect import inspect_entity, kinds, table_of
 from debug_ui.prometheus import prometheus_text
 from debug_ui.search import MAX_HITS, request_from_form, run_search
-from debug_ui.workflows import cancel_run, find_run, run_views, start_run, workflow_views
+from debug_ui.workflows import (
+    cancel_run,
+    change_schedule,
+    find_run,
+    find_workflow_view,
+    run_views,
+    start_run,
+    workflow_views,
+)
 from gateway import GatewayError
 from manas import InvalidRequest, ManasError
 from messaging import MessagingError
@@ -88,7 +96,7 @@ def _environment(backends: Backends) -> Environment:
 def create_app(backends: Backends) -> FastAPI:
     """Return the application over opened backends.
 
-    It reads only, but for the replay of dead letters and for starting and cancelling workflows.
+    It reads only, but for the replay of dead letters, and for starting, cancelling and scheduling workflows.
     """
     app = FastAPI(title="adsindex", docs_url=None, redoc_url=None, openapi_url=None)
     environment = _environment(backends)
@@ -197,6 +205,16 @@ def create_app(backends: Backends) -> FastAPI:
         form = await posts.check(request)
         run = await run_in_threadpool(start_run, backends, form)
         return RedirectResponse(f"/workflows/run/{quote(run.workflow, safe='')}", status_code=303)
+
+    @app.get("/workflows/schedule/{name}", response_class=HTMLResponse)
+    def workflow_schedule(name: str) -> Response:
+        return page("workflow_schedule.html", workflow=find_workflow_view(backends, name), token=posts.token)
+
+    @app.post("/workflows/schedule/{name}")
+    async def schedule_workflow(request: Request, name: str) -> Response:
+        form = await posts.check(request)
+        await run_in_threadpool(change_schedule, backends, name, form)
+        return RedirectResponse(f"/workflows/schedule/{quote(name, safe='')}", status_code=303)
 
     @app.post("/workflows/run/{name}/cancel")
     async def cancel_workflow(request: Request, name: str) -> Response:

@@ -275,7 +275,7 @@ def _stages(home: Home) -> tuple[StageStatus, ...]:
                 memory_bytes=memory,
             )
         )
-    order = {name: i for i, name in enumerate((*STAGE_ORDER[:-1], "manas", "debug_ui"))}
+    order = {name: i for i, name in enumerate((*STAGE_ORDER[:-1], "manas", "broker", "debug_ui"))}
     return tuple(sorted(found, key=lambda s: (order.get(s.stage, len(order)), s.worker)))
 
 
@@ -390,6 +390,9 @@ def _problems(status: PipelineStatus) -> Iterable[str]:
             yield f"{stage.process} has been restarted {stage.restarts} times; see logs/{stage.process}.log"
     if status.serving_error:
         yield f"serving does not answer: {status.serving_error}"
+    missing = status.serving.get("missing_shards")
+    for name, why in missing.items() if isinstance(missing, dict) else ():
+        yield f"answers are partial, shard {name} is missing: {why}"
     if not status.up and not status.idle:
         waiting = sum(lag.waiting for lag in status.lags)
         yield f"nothing runs, and {waiting} units wait; start the pipeline with ./adsindex up --home {status.home}"

@@ -45,6 +45,12 @@ class SearchResult(View):
     total: int
     hits: tuple[HitView, ...]
     explanation: dict[str, JsonValue] | None
+    partial: bool
+    """There may be better ads: a deadline came first, or shards are missing."""
+    missing_shards: dict[str, str]
+    """Shards that have not answered, and why."""
+    answer_problem: str
+    """What the index lacks; "" when it lacks nothing."""
 
 
 def request_from_form(catalog: Catalog, form: Mapping[str, str]) -> dict[str, Any]:
@@ -122,4 +128,12 @@ def run_search(backends: Backends, request: Mapping[str, Any], k: int, explain_a
     explanation = backends.serving.explain(request, k, explain_ad) if explain_ad else None
     if explanation is not None:
         explanation = {key: explanation[key] for key in ("plan", "ad") if key in explanation}
-    return SearchResult(request=dict(request), total=answer["total"], hits=tuple(hits), explanation=explanation)
+    return SearchResult(
+        request=dict(request),
+        total=answer["total"],
+        hits=tuple(hits),
+        explanation=explanation,
+        partial=answer["partial"],
+        missing_shards=answer.get("missing_shards", {}),
+        answer_problem=answer.get("problem", ""),
+    )

@@ -8,7 +8,9 @@ from pydantic import JsonValue
 
 from batch_workflows.control import WorkflowControl
 from batch_workflows.rpc import parse_parameters, parse_policy
+from batch_workflows.runner import find_workflow
 from batch_workflows.runs import RunRecord, RunRequest
+from batch_workflows.schedules import Schedule
 from debug_ui._exceptions import BadInput
 from debug_ui.backends import Backends
 from debug_ui.views import View
@@ -56,6 +58,25 @@ class RunView(View):
     resumable: bool
 
 
+class ScheduleView(View):
+    """When a workflow runs by itself."""
+
+    when: str
+    every: str
+    """As it is written in the form, for example 6h; "" with a cron expression."""
+    cron: str
+    parameters: dict[str, JsonValue]
+    on_error: str
+    """continue or stop; "": the workflow's own."""
+    next_due_us: int
+    """0 while it is paused."""
+    paused: str
+    """By whom and why; "": it is in force."""
+    who: str
+    why: str
+    set_us: int
+
+
 class WorkflowView(View):
     """One workflow: what it takes, when it runs by itself, and how its last run stands."""
 
@@ -66,9 +87,7 @@ class WorkflowView(View):
     startable: bool
     """Whether the running service can run it."""
     busy: bool
-    schedule: str
-    scheduled_by: str
-    next_due_us: int
+    schedule: ScheduleView | None
     last: RunView | None
 
 
@@ -84,9 +103,7 @@ def workflow_views(backends: Backends) -> list[WorkflowView]:
             },
             startable=not state.workflow.needs_rest,
             busy=state.last is not None and state.last.outcome.value in ("queued", "running"),
-            schedule="" if state.schedule is None else str(state.schedule),
-            scheduled_by="" if state.schedule is None else state.schedule.who,
-            next_due_us=state.next_due_us,
+            schedule=None if state.schedule is None else _schedule_view(state.schedule, state.next_due_us),
             last=None if state.last is None else run_view(state.last),
         )
         for state in WorkflowControl(backends.repo).states()
@@ -103,11 +120,15 @@ def find_run(backends: Backends, name: str) -> RunView:
     return run_view(WorkflowControl(backends.repo).find(name))
 
 
+def find_workflow_view(backends: Backends, name: str) -> WorkflowView:
+    """Return one workflow. Raises UnknownWorkflow, RepoError."""
+    find_workflow(name)
+    return next(view for view in workflow_views(backends) if view.name == name)
+
+
 def start_run(backends: Backends, form: Mapping[str, str]) -> RunView:
     """Put a run in the queue as the form says. Raises BadInput, BatchError, RepoError."""
-    who, why = form.get("who", "").strip(), form.get("why", "").strip()
-    if not who or not why:
-        raise BadInput("say who you are and why you start it: whoever is on call next reads it")
+    who, why = _signed(form, "start it")
     resume = form.get("resume", "") == "on"
     request = RunRequest(
         workflow=form.get("workflow", ""),
@@ -123,10 +144,49 @@ def start_run(backends: Backends, form: Mapping[str, str]) -> RunView:
 
 def cancel_run(backends: Backends, name: str, form: Mapping[str, str]) -> RunView:
     """Ask a run to end. Raises BadInput, BatchError, RepoError."""
+    who, why = _signed(form, "cancel it")
+    return run_view(WorkflowControl(backends.repo).cancel(name, who, why))
+
+
+def change_schedule(backends: Backends, name: str, form: Mapping[str, str]) -> None:
+    """Set, pause, enable or remove a workflow's schedule, as the form's `action` says.
+
+    Raises BadInput, BatchError, RepoError, and then nothing has been changed.
+    """
+    who, why = _signed(form, "change the schedule")
+    control = WorkflowControl(backends.repo)
+    match form.get("action", ""):
+        case "set":
+            control.schedule(
+                name, every=form.get("every", "").strip(), cron=form.get("cron", "").strip(),
+                parameters=parse_parameters(form.get("parameters", "")),
+                policy=parse_policy(form.get("on_error", ""), None), who=who, why=why,
+            )  # fmt: skip
+        case "pause":
+            control.pause_schedule(name, who, why)
+        case "enable":
+            control.enable_schedule(name, who, why)
+        case "remove":
+            if not control.unschedule(name, who):
+                raise BadInput(f"{name} has no schedule any more: somebody else has removed it")
+        case other:
+            raise BadInput(f"a schedule cannot be changed by {other[:40]!r}: set, pause, enable or remove it")
+
+
+def _signed(form: Mapping[str, str], what: str) -> tuple[str, str]:
+    """Return who fills the form in and why. Raises BadInput where one of them is missing."""
     who, why = form.get("who", "").strip(), form.get("why", "").strip()
     if not who or not why:
-        raise BadInput("say who you are and why you cancel it: whoever is on call next reads it")
-    return run_view(WorkflowControl(backends.repo).cancel(name, who, why))
+        raise BadInput(f"say who you are and why you {what}: whoever is on call next reads it")
+    return who, why
+
+
+def _schedule_view(schedule: Schedule, next_due_us: int) -> ScheduleView:
+    return ScheduleView(
+        when=str(schedule), every="" if schedule.cron else str(schedule).removeprefix("every "), cron=schedule.cron,
+        parameters=schedule.parameters, on_error="" if schedule.policy is None else schedule.policy.on_error,
+        next_due_us=next_due_us, paused=schedule.paused, who=schedule.who, why=schedule.why, set_us=schedule.set_us,
+    )  # fmt: skip
 
 
 def run_view(record: RunRecord) -> RunView:

@@ -40,6 +40,7 @@ _SCRIPTS = {
     "CJK": "zh",
 }
 _WORD = re.compile(r"[^\W\d_]+")
+_PLAIN = {code: char.lower() if (char := chr(code)).isalpha() else " " for code in range(128)}
 _MAX_CHARS = 4_000
 """The language of a text shows in its first paragraphs."""
 _MIN_HITS = 2
@@ -51,7 +52,10 @@ _MARGIN = 1.5
 
 def detect_language(text: str) -> str | None:
     """Return the ISO 639-1 code of the language of `text`, None when there is too little to tell."""
-    words = _WORD.findall(unicodedata.normalize("NFC", text[:_MAX_CHARS]).casefold())
+    if text.isascii():  # the same words, several times faster
+        words = text[:_MAX_CHARS].translate(_PLAIN).split()
+    else:
+        words = _WORD.findall(unicodedata.normalize("NFC", text[:_MAX_CHARS]).casefold())
     if not words:
         return None
     if foreign := _by_script("".join(words)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 from argus import HandlerContext, Inputs, Value, handler
 from argus.handlers._language import detect_language
@@ -33,10 +34,15 @@ def text_annotation(row: Inputs, context: HandlerContext) -> Mapping[str, Value]
 @handler(root="pin", watches=("pin.category_path",), writes=("pin.categories", "pin.category"))
 def category(row: Inputs, context: HandlerContext) -> Mapping[str, Value]:
     """Turn "Clothing >> Women >> Shorts" into its prefixes, so that each level can be asked for, and the top level."""
-    levels = [level.strip() for level in _LEVEL.split(row["pin.category_path"] or "")]
+    prefixes = list(_prefixes(row["pin.category_path"] or ""))
+    return {"pin.categories": prefixes or None, "pin.category": prefixes[0] if prefixes else None}
+
+
+@lru_cache(maxsize=4096)  # a shop has hundreds of categories and millions of products
+def _prefixes(path: str) -> tuple[str, ...]:
+    levels = [level.strip() for level in _LEVEL.split(path)]
     levels = [level for level in levels if level][:_MAX_LEVELS]
-    prefixes = [" >> ".join(levels[: depth + 1]) for depth in range(len(levels))]
-    return {"pin.categories": prefixes or None, "pin.category": levels[0] if levels else None}
+    return tuple(" >> ".join(levels[: depth + 1]) for depth in range(len(levels)))
 
 
 @handler(root="ad", watches=("ad_group.targeting_terms",), writes=("ad_document.interests",))

@@ -15,6 +15,9 @@ from messaging.home import Home
 from messaging.topics import ensure_topics
 from tests.argus.world import AD, AD_GROUP, ADVERTISER, CAMPAIGN, IMAGE, PIN, World
 
+CHECKED: dict[str, Any] = {"shards": 2, "range_rows": 30}
+"""Options of builds that are told apart by what they finished."""
+
 
 @dataclass
 class Built:

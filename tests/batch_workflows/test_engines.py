@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -20,14 +18,11 @@ from batch_workflows.engines import Engine, InlineEngine, LocalEngine, SparkEngi
 from batch_workflows.objects import Address, Objects
 from tests.batch_workflows.base_support import Built, files_of
 from tests.batch_workflows.s3_support import ACCOUNT, account, s3
+from tests.batch_workflows.spark_support import require_spark
 
 __all__ = ["account", "s3"]
 
-HAS_SPARK = importlib.util.find_spec("pyspark") is not None and shutil.which("java") is not None
-needs_spark = pytest.mark.skipif(
-    not HAS_SPARK, reason="the optional extra spark is not installed (pip install pyspark, Java 17)"
-)
-KINDS = ["inline", "local", pytest.param("spark", marks=needs_spark)]
+KINDS = ["inline", "local", pytest.param("spark", marks=pytest.mark.spark)]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +45,7 @@ def engine(request: pytest.FixtureRequest, engines: dict[str, Engine]) -> Engine
 
 def spark_engine() -> SparkEngine:
     """Return Spark within this process, whose executors have an account of S3."""
+    require_spark()
     account_there = {f"spark.executorEnv.{name}": value for name, value in ACCOUNT.items()}
     return SparkEngine("local[2]", {"spark.driver.memory": "512m", **account_there})
 
@@ -132,7 +128,7 @@ def test_without_pyspark_the_engine_says_what_to_install(monkeypatch: pytest.Mon
         SparkEngine("local[1]")
 
 
-@needs_spark
+@pytest.mark.spark
 def test_spark_builds_the_same_base_as_the_pool_and_writes_to_s3(
     tmp_path: Path, s3: Address, engines: dict[str, Engine]
 ) -> None:

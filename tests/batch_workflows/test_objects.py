@@ -165,6 +165,8 @@ def test_missing_credentials_and_bucket_are_said_at_once(
         ("s3:///prefix", "name a bucket"),
         ("s3://key:secret@bucket/x", "no credentials"),
         ("s3://bucket/x?region=eu", "region is unknown"),
+        ("s3://bucket/x?patience_s=0", "patience_s must be whole seconds"),
+        ("s3://bucket/x?patience_s=soon", "patience_s must be whole seconds"),
         ("s3://bucket/x?endpoint=host:9000", "endpoint must be http://"),
         ("file://host/x", "an address is a directory"),
     ],
@@ -178,6 +180,10 @@ def test_an_address_that_cannot_be_used_is_refused(text: str, said: str) -> None
 
 def test_an_address_is_read_as_it_is_written(tmp_path: Path) -> None:
     """What `str` gives is what `parse` takes; a directory may be given as a path or a URL."""
-    for text in ("s3://bucket", "s3://bucket/a/b", "s3://bucket/a?endpoint=http://127.0.0.1:9000", str(tmp_path)):
+    for text in (
+        "s3://bucket", "s3://bucket/a/b", "s3://bucket/a?endpoint=http://127.0.0.1:9000", "s3://bucket/a?patience_s=5",
+        "s3://bucket/a?endpoint=http://127.0.0.1:9000&patience_s=5", str(tmp_path),
+    ):  # fmt: skip
         assert str(Address.parse(text)) == text
+    assert Address.parse("s3://bucket/a?patience_s=5").below("b").patience_s == 5
     assert Address.parse(f"file://{tmp_path}") == Address.parse(str(tmp_path))

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from batch_workflows.parquet_snapshot import Day, days, read_day
 from batch_workflows.runs import Outcome, RunStore
 from catalog import Catalog
 from catalog.documents import decode_document
-from catalog.model import DOCUMENT_BODY
+from catalog.model import DOCUMENT_BODY, SOURCE_VERSION
+from catalog.values import decode, encode
 from storage_repo import Origin
 from tests.batch_workflows.parquet_support import TYPES, catalogue, contents, fill, open_with
 from tests.batch_workflows.run_support import Opened, run
@@ -85,8 +86,6 @@ def test_typed_columns_read_as_values(opened: Opened, tmp_path: Path) -> None:
     table = query(
         f"SELECT * FROM read_parquet('{snapshots(tmp_path)}/ad/*/*.parquet', hive_partitioning=true) ORDER BY _key"
     )
-    from catalog.values import decode
-
     shown = {row["_key"]: row for row in table.to_arrow_table().to_pylist()}
     stored = contents(opened.repo, opened.catalog)["ad"]
     assert shown.keys() == stored.keys()
@@ -228,6 +227,24 @@ def test_bytes_that_are_no_value_are_counted_and_kept(opened: Opened, empty: Ope
     assert contents(empty.repo, empty.catalog) == contents(opened.repo, opened.catalog)
 
 
+def test_a_value_in_another_encoding_is_kept_as_it_is(opened: Opened, empty: Opened, tmp_path: Path) -> None:
+    """A cell that says its value in other bytes than ours is no typed value: its own bytes come back."""
+    cell, other = opened.catalog.tables["pin"].columns["price_micros"].cell, b"\xcd\x00\x05"  # 5, in three bytes
+    assert decode(other) == 5 and encode(5) != other
+    spoil = opened.repo.begin(Origin("test"))
+    spoil.put("pin", "3", cell, other)
+    spoil.commit()
+    taken = run(opened, "snapshot", to=snapshots(tmp_path))
+    assert [f.examples for f in taken.failures] == [
+        (f"pin/3 {cell}: not in the canonical encoding; kept as bytes in {CELLS}",)
+    ]
+    rows = pq.read_table(tmp_path / "snapshots" / read_day(Objects(snapshots(tmp_path))).files("pin")[0]).to_pylist()
+    [row] = [row for row in rows if row["_key"] == "3"]
+    assert row["price_micros"] is None and dict(row[CELLS])[cell] == other
+    run(empty, "snapshot-import", source=snapshots(tmp_path))
+    assert empty.repo.snapshot().get("pin", "3") == opened.repo.snapshot().get("pin", "3")
+
+
 def test_import_wants_an_empty_repo_and_whole_files(opened: Opened, empty: Opened, tmp_path: Path) -> None:
     """An import into rows is refused before it writes; a cut file and cells that were changed are found out."""
     run(opened, "snapshot", to=snapshots(tmp_path))
@@ -268,8 +285,18 @@ def _child(home: Path, catalog: Catalog, name: str, resume: bool, **parameters: 
     )  # fmt: skip
 
 
-def _killed_until_done(home: Path, catalog: Catalog, name: str, kills: list[int], **parameters: Any) -> int:
-    """Run a workflow, kill it after so many checkpoints, resume it, and so on; return how often it was killed."""
+def _killed_until_done(
+    home: Path,
+    catalog: Catalog,
+    name: str,
+    kills: list[int],
+    between: Callable[[], None] = lambda: None,
+    **parameters: Any,
+) -> int:
+    """Run a workflow, kill it after so many checkpoints, resume it, and so on; return how often it was killed.
+
+    `between` is called after every kill.
+    """
     for number, after in enumerate([*kills, 1_000_000]):
         process = _child(home, catalog, name, number > 0, **({} if number else parameters))
         assert process.stdout is not None
@@ -282,15 +309,25 @@ def _killed_until_done(home: Path, catalog: Catalog, name: str, kills: list[int]
         process.kill()
         process.wait()
         process.stdout.close()
+        between()
     raise AssertionError("the last attempt did not end")
 
 
 def test_kill_in_the_middle(opened: Opened, empty: Opened, catalog: Catalog, tmp_path: Path) -> None:
     """Snapshot and import are killed again and again, resumed, and what arrives is what there was; a reader never sees
-    a day that is not whole."""
+    a day that is not whole, nor one of two moments, whatever is written between the attempts."""
     before = contents(opened.repo, catalog)
+
+    def overwrite() -> None:
+        for table in catalog.tables.values():
+            transaction = opened.repo.begin(Origin("test"))
+            for row in before[table.name]:
+                transaction.put(table.name, row, SOURCE_VERSION, encode(1 << 40))
+            transaction.put(table.name, "~new", SOURCE_VERSION, encode(1))
+            transaction.commit()
+
     kills = _killed_until_done(
-        opened.home.root, catalog, "snapshot", [3, 9, 1], to=snapshots(tmp_path), day="2026-03-01"
+        opened.home.root, catalog, "snapshot", [3, 9, 1], overwrite, to=snapshots(tmp_path), day="2026-03-01"
     )
     assert kills == 3
     day = read_day(Objects(snapshots(tmp_path)))

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.batch_workflows.parquet_support import catalogue, fill, open_with
 from tests.batch_workflows.run_support import run
+from tests.batch_workflows.spark_support import require_spark
 
-HAS_SPARK = importlib.util.find_spec("pyspark") is not None and shutil.which("java") is not None
 
-
-@pytest.mark.skipif(not HAS_SPARK, reason="the optional extra spark is not installed (pip install pyspark, Java 17)")
+@pytest.mark.spark
 def test_spark_reads_all_days_by_name(tmp_path: Path) -> None:
     """With mergeSchema every day has its rows, a column is null on the days that lack it, and times are times."""
+    require_spark()
     from pyspark.sql import SparkSession
 
     for number, types in enumerate(({"quality": "float", "seen_at": "time"}, {"labels": "list<string>"}), 1):

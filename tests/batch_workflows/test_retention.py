@@ -66,9 +66,12 @@ def test_deltas_are_kept_for_the_oldest_base_and_for_a_server_that_is_behind(hom
     versions = [base(home, n + 1, dict.fromkeys(ends, 10 * (n + 1))) for n in range(5)]
     assert apply_retention(home, log).records == {}, "no server has said yet how far it is"
     log.set_committed([Position("manas", DELTAS, p, end) for p, end in ends.items()])
+    log.set_committed([Position("manas-1", DELTAS, p, 15) for p in ends])
+    assert apply_retention(home, log).records == {DELTAS: 15 * len(ends)}, "the second shard is behind"
+    log.set_committed([Position("manas-1", DELTAS, p, end) for p, end in ends.items()])
     trimmed = apply_retention(home, log)
     assert [b.version for b in list_bases(home.base)] == versions[2:]
-    assert log.start_offsets(DELTAS) == dict.fromkeys(ends, 30) and trimmed.records == {DELTAS: 30 * len(ends)}
+    assert log.start_offsets(DELTAS) == dict.fromkeys(ends, 30) and trimmed.records == {DELTAS: 15 * len(ends)}
 
 
 def test_the_base_in_service_is_never_removed(home: Home, log: EmbeddedLog) -> None:

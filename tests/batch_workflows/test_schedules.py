@@ -258,6 +258,31 @@ def test_control_asks_for_what_exists(opened: Opened, repo: Repo) -> None:
         control.schedule("repair-after-restore", every="6h")
 
 
+def test_a_paused_schedule_is_kept_and_makes_up_for_nothing(opened: Opened, repo: Repo) -> None:
+    """Paused, nothing becomes due; enabled, the first run is at the first due time after that; others know by whom."""
+    control, processes, now = WorkflowControl(repo), Processes(opened), us(datetime.now(UTC))
+    control.schedule("test-count", cron="0 3 * * *", parameters={"units": 2}, who="me", why="nightly")
+    assert control.pause_schedule("test-count", "on-call", "the disk is full").paused == "by on-call: the disk is full"
+    later = now + 3 * 24 * 60 * MINUTE_US
+    Scheduler(repo, processes.spawn, wall=lambda: later).tick()
+    state = next(s for s in control.states() if s.workflow.name == "test-count")
+    assert control.runs.queued() == [] and state.next_due_us == 0 and state.schedule is not None
+    assert (state.schedule.cron, state.schedule.parameters) == ("0 3 * * *", {"units": 2})
+    enabled = control.enable_schedule("test-count", "on-call", "there is space")
+    assert not enabled.paused and enabled.set_us >= now
+    Scheduler(repo, processes.spawn, wall=lambda: enabled.set_us + 1).tick()
+    assert control.runs.queued() == [], "of the time in which it was paused nothing is due"
+    Scheduler(repo, processes.spawn, wall=lambda: enabled.next_due_us(enabled.set_us)).tick()
+    assert [request.workflow for request in control.runs.queued()] == ["test-count"]
+    assert control.enable_schedule("test-count", "x", "again") == enabled, "of one in force nothing changes"
+    control.unschedule("test-count", "me")
+    for change in (control.pause_schedule, control.enable_schedule):
+        with pytest.raises(BadParameters, match="test-count has no schedule"):
+            change("test-count", "me", "why")
+    for started in processes.started:
+        started.wait()
+
+
 def test_rows_that_do_not_parse_stop_nothing(opened: Opened, repo: Repo) -> None:
     """A spoilt schedule and a spoilt request are passed over; the others are worked on."""
     control = WorkflowControl(repo)

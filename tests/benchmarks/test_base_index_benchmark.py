@@ -12,7 +12,7 @@ from catalog import load_catalog
 
 def test_every_engine_builds_all_documents_and_growth_is_reported() -> None:
     """Handlers run again and stored documents taken, at two sizes."""
-    result = base_index.run(True, base_index.Sizes(ads=(150, 300), engines=("inline", "local")))
+    result = base_index.run(True, base_index.Sizes(ads=(150, 300), engines=("inline", "local"), rounds=1))
     assert json.loads(json.dumps(result)) == result
     by_case = {(row["case"], row["metric"]): row["ours"] for row in result["results"]}
     for ads in ("150", "300"):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from catalog import LaneName
 from debug_ui.app import create_app
+from manas import Broker, Index, ManasUnavailable, shard_of
 from messaging import OutRecord
 from messaging.dead_letters import dead_letter, out_record
 from messaging.headers import new_header, now_us
 from messaging.proto import adsindex_pb2 as pb
-from messaging.topics import UPDATES
+from messaging.topics import BUDGETS, DELTAS, UPDATES
 from tests.debug_ui.pipeline import Pipeline
 
 
@@ -112,6 +115,34 @@ def test_search_by_fields(client: TestClient) -> None:
     text = client.get("/search", params=fields).text
     assert "3 of 6 ads that fit" in text and "Sturdy shoes number 100" in text and "100.00 USD" in text
     assert "below the first 3" in text
+
+
+class Down:
+    """A shard that cannot be reached."""
+
+    def __getattr__(self, name: str) -> Any:
+        def refuse(*args: Any, **options: Any) -> Any:
+            raise ManasUnavailable("connection refused")
+
+        return refuse
+
+
+def test_search_says_which_shards_are_missing(pipeline: Pipeline) -> None:
+    """Behind a broker with a shard that is down: on the page, in JSON, and among the problems of the health page."""
+    half = Index(pipeline.backends.catalog)
+    half.apply_budgets(pb.BudgetState.FromString(r.value) for r in pipeline.backends.log.read(BUDGETS, 0, 0, 100))
+    for partition in pipeline.backends.log.end_offsets(DELTAS):
+        deltas = [pb.DocumentDelta.FromString(r.value) for r in pipeline.backends.log.read(DELTAS, partition, 0, 100)]
+        half.apply_documents(delta for delta in deltas if shard_of(delta.document_id, 2) == 0)
+    request = {"json": '{"age": "30-34", "gender": "M", "interests": [16]}'}
+    with Broker(pipeline.backends.catalog, [half, Down()]) as broker:
+        app = create_app(replace(pipeline.backends, serving=broker))
+        with TestClient(app, base_url="http://127.0.0.1:8080") as client:
+            assert "Partial: shard 1/2 is missing: connection refused" in client.get("/search", params=request).text
+            answer = client.get("/api/search", params=request).json()
+            assert (answer["partial"], answer["missing_shards"]) == (True, {"1/2": "connection refused"})
+            assert 0 < answer["total"] < 6
+            assert "shard 1/2 is missing: connection refused" in client.get("/health").text
 
 
 def test_search_by_json(client: TestClient) -> None:

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from batch_workflows._runs_model import Failures, Outcome, Policy, Progress
 from batch_workflows.execution import execute
 from batch_workflows.runs import RunRequest, RunStore
+from batch_workflows.schedules import ScheduleStore
 from debug_ui.app import create_app
 from tests.batch_workflows import run_support
 from tests.debug_ui.pipeline import Pipeline
@@ -100,6 +101,64 @@ def test_starts_that_are_refused(
     assert RunStore(pipeline.backends.repo).queued() == []
     foreign = client.post("/workflows/start", data=form, headers={"origin": "http://evil.example"})
     assert foreign.status_code == 403
+
+
+SCHEDULE = {"action": "set", "every": "6h", "cron": "", "parameters": '{"units": 2}', "who": "me", "why": "nightly"}
+
+
+def test_a_schedule_is_set_paused_enabled_and_removed(pipeline: Pipeline, client: TestClient) -> None:
+    """Each is a form of its own page, kept with who and why, and what people wrote is escaped."""
+    store, url = ScheduleStore(pipeline.backends.repo), "/workflows/schedule/test-count"
+    form = {"csrf_token": token(client), **SCHEDULE, "why": "<b>nightly"}
+    assert 'href="/workflows/schedule/test-count">set a schedule' in client.get("/workflows").text
+    assert client.post(url, data=form, follow_redirects=False).headers["location"] == url
+    [schedule] = store.all()
+    assert (schedule.every_s, schedule.parameters, schedule.who) == (21_600, {"units": 2}, "me")
+    page = client.get(url).text
+    for text in ("in force", "every 6h", "units = 2", "me: &lt;b&gt;nightly", 'value="6h"'):
+        assert text in page, text
+    paused = client.post(url, data=form | {"action": "pause", "why": "too much load"}).text
+    assert "by me: too much load" in paused and 'value="enable"' in paused and "in force" not in paused
+    assert "paused" in client.get("/workflows").text
+    assert "in force" in client.post(url, data=form | {"action": "enable"}).text
+    replaced = client.post(url, data=form | {"every": "", "cron": "0 3 * * *", "on_error": "stop"}).text
+    assert "cron 0 3 * * * (UTC)" in replaced and '<option value="stop" selected>' in replaced
+    assert [str(s) for s in store.all()] == ["cron 0 3 * * * (UTC)"]
+    assert "runs when it is asked for" in client.post(url, data=form | {"action": "remove"}).text
+    assert store.all() == []
+    gone = client.post(url, data=form | {"action": "remove"})
+    assert gone.status_code == 400 and "no schedule any more" in gone.text
+
+
+@pytest.mark.parametrize(
+    "name, change, status, said",
+    [
+        ("test-count", {"csrf_token": "wrong"}, 403, "token"),
+        ("nope", {}, 404, "there are"),
+        ("repair-after-restore", {}, 400, "service to be down"),
+        ("test-count", {"every": "soon"}, 400, "no span of time"),
+        ("test-count", {"every": "", "cron": "0 3 * *"}, 400, "five fields"),
+        ("test-count", {"cron": "0 3 * * *"}, 400, "either"),
+        ("test-count", {"parameters": "{"}, 400, "no JSON"),
+        ("test-count", {"parameters": '{"unit": 1}'}, 400, "its parameters are"),
+        ("test-count", {"who": " "}, 400, "say who you are"),
+        ("test-count", {"action": "explode"}, 400, "explode"),
+        ("test-count", {"action": "pause"}, 400, "has no schedule"),
+    ],
+)
+def test_schedules_that_are_refused(
+    pipeline: Pipeline, client: TestClient, name: str, change: dict[str, str], status: int, said: str
+) -> None:
+    """A foreign post and bad input set nothing and say why, in words."""
+    form = {"csrf_token": token(client), **SCHEDULE} | change
+    answer = client.post(f"/workflows/schedule/{name}", data=form)
+    assert answer.status_code == status and said in answer.text, answer.text
+    foreign = client.post(
+        "/workflows/schedule/test-count", data=form | {"csrf_token": token(client)},
+        headers={"origin": "http://evil.example"},
+    )  # fmt: skip
+    assert foreign.status_code == 403
+    assert ScheduleStore(pipeline.backends.repo).all() == []
 
 
 def test_runs_that_ended(pipeline: Pipeline, client: TestClient) -> None:
