@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
 
 from catalog import Catalog
-from cli.runtime import open_catalog, open_log, open_repo, process_file, repo_feed
+from cli.runtime import open_catalog, open_log, open_repo, process_file, repo_feed, repo_opener
 from cli.serving import HomeServing
 from cli.settings import EMBEDDED, Settings
 from debug_ui.backends import Backends
@@ -35,27 +34,38 @@ def open_backends(
 
     `settings` name the ads DB where the home's own are not to.
     """
-    log = open_log(home)
-    repo = open_repo(home, catalog)
-    return Backends(
-        home=home,
-        catalog=catalog,
-        log=log,
-        repo=repo,
-        repo_feed=repo_feed(home, catalog, repo, log),
-        ads_db=open_ads_db(home, settings=settings),
-        serving=HomeServing(home, catalog, log, server_only=server_only),
-        open_repo=partial(open_repo, home, catalog),
-    )
+    with ExitStack() as stack:  # closes those that are open when another one cannot be opened
+        log = open_log(home)
+        stack.callback(log.close)
+        repo = open_repo(home, catalog)
+        stack.callback(repo.close)
+        ads_db = open_ads_db(home, settings=settings)
+        stack.callback(ads_db.close)
+        opened = Backends(
+            home=home,
+            catalog=catalog,
+            log=log,
+            repo=repo,
+            repo_feed=repo_feed(home, catalog, repo, log),
+            ads_db=ads_db,
+            serving=HomeServing(home, catalog, log, server_only=server_only),
+            open_repo=repo_opener(home, catalog),
+        )
+        stack.pop_all()
+        return opened
 
 
 def close_backends(opened: Backends) -> None:
-    """Close all of them; safe to call twice."""
-    if isinstance(opened.serving, HomeServing):
-        opened.serving.close()
-    opened.repo.close()
-    opened.log.close()
-    opened.ads_db.close()
+    """Close all of them, also when one cannot be closed in good order; safe to call twice.
+
+    A Repo on HBase that is left open would keep this process from ending while ZooKeeper is away.
+    """
+    with ExitStack() as stack:
+        stack.callback(opened.ads_db.close)
+        stack.callback(opened.log.close)
+        stack.callback(opened.repo.close)
+        if isinstance(opened.serving, HomeServing):
+            stack.callback(opened.serving.close)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from messaging.metrics import StageMetrics
 from messaging.stage import StageContext
 from messaging.switches import Switches
 
-WITHOUT_UI = tuple(name for name in STAGES if name not in ("debug_ui", "reports", "workflows", "bases"))
+WITHOUT_UI = tuple(name for name in STAGES if name not in ("broker", "debug_ui", "reports", "workflows", "bases"))
 
 
 class InProcess:

@@ -12,6 +12,7 @@ import typer
 
 from cli.repo import repo_app
 from cli.runtime import CommandError, open_catalog
+from cli.settings import MAX_SHARDS
 from cli.snapshots import snapshots_app
 from cli.stack import stack_app
 from cli.switches import report_app, switch_app
@@ -54,10 +55,14 @@ def up(
     until_idle: Annotated[bool, typer.Option("--until-idle", help="Work until nothing is outstanding.")] = False,
     as_json: JsonOption = False,
     argus_workers: Annotated[int, typer.Option(min=1, max=8, help="Argus processes.")] = 1,
+    wal_proxies: Annotated[int, typer.Option(min=1, max=8, help="WAL proxies of a Repo on HBase.")] = 1,
     manas_processes: Annotated[int, typer.Option(min=1, max=8, help="Manas processes behind one port.")] = 1,
     base_fallback: Annotated[
         bool, typer.Option("--base-fallback", help="With a damaged base: serve from the one before, and say so.")
     ] = False,
+    shards: Annotated[
+        int | None, typer.Option(min=1, max=MAX_SHARDS, help="Manas servers that share out the documents; remembered.")
+    ] = None,
     catalog: Annotated[Path | None, typer.Option(help="Catalogue file; remembered for this home.")] = None,
     ads_db: Annotated[
         str | None, typer.Option("--ads-db", help="mysql+pymysql://…, sqlite:///… or embedded; remembered.")
@@ -69,7 +74,7 @@ def up(
     ] = None,
     walproxy: Annotated[
         str | None,
-        typer.Option(help="HOST[:PORT] at which HBase's region servers reach the WAL proxy (default: loopback)."),
+        typer.Option(help="HOST[:PORT] at which HBase reaches the WAL proxy, the second at PORT+1; default loopback."),
     ] = None,
     binlog_position: Annotated[
         str | None, typer.Option("--binlog-position", help="gtid or file: what a binlog is followed by; remembered.")
@@ -80,9 +85,9 @@ def up(
 
     run_up(
         Home.open(home), sample=sample, seed=seed, port=port, until_idle=until_idle, as_json=as_json,
-        argus_workers=argus_workers, catalog_file=catalog, ads_db=ads_db, log=log, repo=repo,
+        argus_workers=argus_workers, wal_proxies=wal_proxies, catalog_file=catalog, ads_db=ads_db, log=log, repo=repo,
         walproxy=walproxy, binlog_position=binlog_position, manas_processes=manas_processes,
-        base_fallback=base_fallback,
+        base_fallback=base_fallback, shards=shards,
     )  # fmt: skip
 
 
@@ -242,11 +247,13 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: does it run, not how fast is it.")] = False,
     stack: Annotated[bool, typer.Option("--stack", help="pipeline: over MariaDB and Kafka, started for it.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown block, for a README.")] = False,
+    documents: Annotated[int | None, typer.Option(min=1_000, help="retrieval: how many ads, else a million.")] = None,
+    part: Annotated[str | None, typer.Option(help="retrieval: boolean or vectors, else both.")] = None,
 ) -> None:
     """Run a benchmark: ours beside what a user could pick instead, on the same data in the same run."""
     from benchmarks import markdown_benchmark, run_benchmark
 
-    result = run_benchmark(name, quick=quick, stack=stack)
+    result = run_benchmark(name, quick=quick, stack=stack, documents=documents, part=part)
     if as_json:
         _print_json(result)
     elif markdown:

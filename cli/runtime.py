@@ -9,9 +9,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +127,22 @@ def open_log(home: Home) -> Log:
 
 def open_repo(home: Home, catalog: Catalog) -> Repo:
     """Open the Storage Repo of a home with the catalogue's tables. Raises SettingsError, StoreUnavailable."""
+    return repo_opener(home, catalog)()
+
+
+def repo_opener(home: Home, catalog: Catalog) -> Callable[[], Repo]:
+    """Return what opens the home's Storage Repo in another process; one on HBase also where there is no such home.
+
+    It can be pickled. Raises SettingsError.
+    """
     url = Settings.load(home).repo
     if url == EMBEDDED:
-        return open_embedded_repo(home, catalog)
+        return partial(open_embedded_repo, home, catalog)
+    return partial(open_hbase_repo, url, catalog)
+
+
+def open_hbase_repo(url: str, catalog: Catalog) -> Repo:
+    """Open a Storage Repo on HBase. Raises StoreUnavailable."""
     from storage_repo.hbase import HbaseRepo  # its clients take half a second to import
 
     return HbaseRepo.open(url, hbase_schema(catalog))
@@ -233,9 +246,15 @@ def process_file(home: Home, process: str) -> ProcessFile:
 
 
 def serving_port(home: Home) -> int | None:
-    """Return the port of the running Manas server, if one runs and is ready."""
-    values = process_file(home, "manas-0").read()
-    return int(values["port"]) if values and values.get("state") == "ready" else None
+    """Return the port of who answers searches if it runs and is ready: the Manas server, with shards their broker."""
+    found = ready_server(home, "broker-0" if Settings.load(home).shards > 1 else "manas-0")
+    return None if found is None else found[1]
+
+
+def ready_server(home: Home, process: str) -> tuple[int, int] | None:
+    """Return process id and port of a server that is ready."""
+    values = process_file(home, process).read()
+    return (int(values["pid"]), int(values["port"])) if values and values.get("state") == "ready" else None
 
 
 def die_with_parent() -> None:

@@ -70,6 +70,17 @@ def _requests(request: str | None, file: Path | None) -> Iterator[tuple[int, str
             yield number, line
 
 
+def _warnings(answer: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what keeps an answer from being whole."""
+    missing = answer.get("missing_shards", {})
+    for name, why in missing.items():
+        yield f"partial: shard {name} is missing: {why}"
+    if answer["partial"] and not missing:
+        yield "partial: the deadline came first"
+    if "problem" in answer:
+        yield f"problem: {answer['problem']}"
+
+
 def _print(opened: Backends, wanted: Any, answer: dict[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     shown = answer["hits"][:200]
@@ -87,6 +98,8 @@ def _print(opened: Backends, wanted: Any, answer: dict[str, Any]) -> None:
             str(fields.get("category", ""))[:30],
         )
     console.print(table)
+    for line in _warnings(answer):
+        console.print(line, highlight=False)
     if len(shown) < len(answer["hits"]):
         console.print(f"... and {len(answer['hits']) - len(shown)} more; --json prints all")
     if not answer["total"] and isinstance(wanted, dict):

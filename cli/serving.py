@@ -73,7 +73,7 @@ class HomeServing:
                 self._client = (port, ManasClient(port, self._catalog))
             return question(self._client[1])
         if self._server_only:
-            raise ManasUnavailable("the Manas server is not running; the supervisor starts it again within seconds")
+            raise ManasUnavailable("no Manas server is ready; the supervisor starts it again within seconds")
         if self._local is None:
             self._local = open_local_index(self._home, self._catalog, self._log)
         return question(self._local)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from messaging import LogError
 from messaging.home import Home
@@ -16,6 +16,8 @@ from messaging.kafka_settings import KafkaSettings
 
 EMBEDDED = "embedded"
 """The backend inside the home itself; the default of every part."""
+MAX_SHARDS = 64
+"""As many as Manas takes on one machine; read here so that commands need not import it."""
 BY_GTID, BY_FILE = "gtid", "file"
 """By file the ads DB cannot be taken over by a replica; it is for servers whose GTIDs cannot be used."""
 _ADS_DB_SCHEMES = ("sqlite", "mysql+pymysql")
@@ -42,6 +44,9 @@ class Settings(BaseModel):
 
     walproxy: str = ""
     """HOST[:PORT] under which HBase's region servers reach the WAL proxy; "": this machine's loopback."""
+
+    shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
+    """Manas servers over which documents are shared out, behind a broker if there are several."""
 
     @field_validator("ads_db")
     @classmethod
@@ -86,7 +91,7 @@ class Settings(BaseModel):
     @classmethod
     def _check_repo(cls, value: str) -> str:
         if value != EMBEDDED:
-            from storage_repo.hbase.address import HbaseAddress  # its package imports Thrift's libraries
+            from storage_repo.hbase.address import HbaseAddress  # with Thrift's clients a quarter of a server's start
 
             HbaseAddress.parse(value)
         return value
@@ -106,7 +111,7 @@ class Settings(BaseModel):
 
     def public(self) -> dict[str, str]:
         """Return the settings for people: without passwords."""
-        return {name: _without_password(value) for name, value in self.model_dump().items()}
+        return {name: _without_password(str(value)) for name, value in self.model_dump().items()}
 
 
 def settings_file(home: Home) -> Path:
@@ -114,14 +119,14 @@ def settings_file(home: Home) -> Path:
     return home.root / "settings.json"
 
 
-def choose(home: Home, **chosen: str | None) -> Settings:
+def choose(home: Home, **chosen: str | int | None) -> Settings:
     """Return the home's settings with the chosen ones changed, and remember them: `check_choice`, then `remember`."""
     after = check_choice(home, **chosen)
     remember(home, after)
     return after
 
 
-def check_choice(home: Home, **chosen: str | None) -> Settings:
+def check_choice(home: Home, **chosen: str | int | None) -> Settings:
     """Return the home's settings with the chosen ones changed; nothing is remembered. None leaves one as it was.
 
     Raises SettingsError for a value that cannot be used, for another log or Repo under a base index, whose manifest

@@ -22,7 +22,8 @@ _Names = Annotated[
     typer.Argument(
         metavar="[NAME]...",
         help="mysql (MariaDB), kafka, hbase, thrift, thrift2, omid (default: all of these), mysql8 (Oracle's), omid2 "
-        "(a second TSO, to stand by), s3. `up` starts what they need too.",
+        "(a second TSO, to stand by), regionserver, regionserver2 (beside hbase's own), s3. `up` starts what they need "
+        "too.",
     ),
 ]
 _HomeOption = Annotated[

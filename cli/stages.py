@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from catalog import Catalog
-from cli.runtime import dependency_graph, hbase_schema, open_embedded_repo, open_repo, peer_id, serving_port
+from cli.runtime import (
+    dependency_graph,
+    hbase_schema,
+    open_embedded_repo,
+    open_repo,
+    peer_id,
+    ready_server,
+    serving_port,
+)
 from cli.settings import EMBEDDED, Settings
 from messaging.home import Home
 from messaging.stage import StageContext
@@ -41,8 +49,11 @@ def run_wal_proxy(context: StageContext) -> None:
         from storage_repo.hbase import HbaseRepo
         from storage_repo.hbase.wal import run
 
-        arguments = hbase_proxy_arguments(context.home, context.catalog, context.settings)
-        return run(context, *arguments, open_repo=lambda: HbaseRepo.open(arguments[0], hbase_schema(context.catalog)))
+        url, names, columns, settings = hbase_proxy_arguments(context.home, context.catalog, context.settings)
+        if settings.port:  # a fixed one is the first's; each further proxy of this home has the next
+            settings = settings.model_copy(update={"port": settings.port + context.worker})
+        schema = hbase_schema(context.catalog)
+        return run(context, url, names, columns, settings, open_repo=lambda: HbaseRepo.open(url, schema))
     from storage_repo import wal_proxy
 
     repo = open_embedded_repo(context.home, context.catalog)
@@ -85,6 +96,13 @@ def run_manas(context: StageContext) -> None:
     server.run(context)
 
 
+def run_broker(context: StageContext) -> None:
+    """Answer from all shards."""
+    from manas import broker_server
+
+    broker_server.run(context, lambda number: ready_server(context.home, f"manas-{number}"))
+
+
 def run_debug_ui(context: StageContext) -> None:
     """Serve the pages."""
     from cli.backends import open_backends
@@ -125,6 +143,7 @@ STAGES: dict[str, Callable[[StageContext], None]] = {
     "wal_proxy": run_wal_proxy,
     "argus": run_argus,
     "manas": run_manas,
+    "broker": run_broker,
     "debug_ui": run_debug_ui,
     "reports": run_reports,
     "workflows": run_workflows,

@@ -16,7 +16,7 @@ from typing import IO, Self
 import psutil
 import structlog
 
-from cli.runtime import ROOT, CommandError, RunCatalog, process_file
+from cli.runtime import ROOT, CommandError, ProcessFile, RunCatalog, process_file
 from messaging.home import Home
 
 READY_SECONDS = 180.0
@@ -70,6 +70,9 @@ class Supervisor:
         self.announce()
         for managed in self.processes:
             process_file(self.home, managed.name).path.unlink(missing_ok=True)
+        for left in self.home.run.glob("*-*.json"):  # of an earlier run that had more workers or shards, and was killed
+            if ProcessFile(left).read() is None:
+                left.unlink(missing_ok=True)
         return self
 
     def __exit__(
@@ -180,20 +183,35 @@ class Supervisor:
             managed.popen = None
 
 
-def plan(argus_workers: int, settings: Sequence[tuple[str, str]] = (), *, manas_processes: int = 1) -> list[Managed]:
+def plan(
+    argus_workers: int,
+    settings: Sequence[tuple[str, str]] = (),
+    *,
+    manas_processes: int = 1,
+    shards: int = 1,
+    wal_proxies: int = 1,
+) -> list[Managed]:
     """Return the processes of the embedded set. `settings` are (stage, "key=value") pairs.
 
-    More than one Manas process need settings that have them share a port.
+    More than one Manas process need settings that have them share a port. With `shards` there is one for each, and a
+    broker in front of them. Raises CommandError for both.
     """
+    if shards > 1 and manas_processes > 1:
+        raise CommandError("a shard has one process: give either --shards or --manas-processes")
 
-    def of(stage: str, worker: int = 0) -> Managed:
-        return Managed(stage, worker, tuple(value for name, value in settings if name == stage))
+    def of(stage: str, worker: int = 0, *more: str) -> Managed:
+        return Managed(stage, worker, (*(value for name, value in settings if name == stage), *more))
 
+    if shards > 1:
+        serving = [of("manas", number, f"shard={number}/{shards}") for number in range(shards)]
+        serving.append(of("broker", 0, f"shards={shards}"))
+    else:
+        serving = [of("manas", worker) for worker in range(manas_processes)]
     return [
-        *(of("manas", worker) for worker in range(manas_processes)),
+        *serving,
         of("debug_ui"),
         *(of("argus", worker) for worker in range(argus_workers)),
-        of("wal_proxy"),
+        *(of("wal_proxy", worker) for worker in range(wal_proxies)),
         of("updater"),
         of("gateway"),
         of("workflows"),

@@ -70,6 +70,7 @@ def run_up(
     until_idle: bool,
     as_json: bool,
     argus_workers: int,
+    wal_proxies: int = 1,
     catalog_file: Path | None,
     ads_db: str | None = None,
     log: str | None = None,
@@ -78,6 +79,7 @@ def run_up(
     binlog_position: str | None = None,
     manas_processes: int = 1,
     base_fallback: bool = False,
+    shards: int | None = None,
 ) -> None:
     """Bring the service up on a home; return when idle (`until_idle`) or when told to stop."""
     from batch_workflows import announce_left_over
@@ -88,19 +90,23 @@ def run_up(
     stop = _Stop()
     console = Console(stderr=True)
     configure_logging("warning")
-    if (ads_db or log or repo or walproxy or binlog_position) and process_file(home, "up").read():
-        raise CommandError(f"the service is up on {home.root}; stop it before choosing other backends")
+    if (ads_db or log or repo or walproxy or binlog_position or shards) and process_file(home, "up").read():
+        raise CommandError(f"the service is up on {home.root}; stop it before choosing other backends or shards")
     stages = [("debug_ui", f"port={port}")]
     if base_fallback:
         stages.append(("manas", "base_fallback=true"))
     shared = reserve_shared_port() if manas_processes > 1 else None
     if shared is not None:
         stages += [("manas", f"port={shared.getsockname()[1]}"), ("manas", "shared_port=true")]
-    processes = plan(argus_workers, stages, manas_processes=manas_processes)
+    count = Settings.load(home).shards if shards is None else shards
+    processes = plan(argus_workers, stages, manas_processes=manas_processes, shards=count, wal_proxies=wal_proxies)
     with shared or nullcontext(), Supervisor(home, processes) as supervisor:
         catalog, supervisor.catalog = freeze_catalog(home, catalog_file)
-        chosen = {"ads_db": ads_db, "log": log, "repo": repo, "walproxy": walproxy, "binlog_position": binlog_position}
+        chosen: dict[str, str | int | None] = {"ads_db": ads_db, "log": log, "repo": repo, "shards": shards}
+        chosen |= {"walproxy": walproxy, "binlog_position": binlog_position}
         settings = check_choice(home, **chosen)
+        if wal_proxies > 1 and settings.repo == EMBEDDED:
+            raise CommandError("the embedded Repo's commits are read by one WAL proxy; several are for one on HBase")
         choose(home, log=log, repo=repo)  # at once: `topics apply` and `repo apply` are to find them
         if settings.log != EMBEDDED:
             supervisor.add("reports")
@@ -141,8 +147,10 @@ def run_up(
             elif until_idle:
                 raise SystemExit(130)
         finally:
-            supervisor.stop()
-            close_backends(backends)
+            try:
+                supervisor.stop()
+            finally:
+                close_backends(backends)
 
 
 def _check_repo(home: Home, backends: Backends) -> None:
@@ -238,7 +246,8 @@ def _progress(state: Outstanding, served: dict[str, Any]) -> str:
         places += f"{', ' if places else ''}for a source or paused handler {state.deferred}"
     for held in state.held:
         places += f"{', ' if places else ''}held by {held.switch.name} {held.count}"
-    return f"{served['documents']} documents served; waiting: {places or 'nothing'}"
+    away = "".join(f"; shard {name} does not answer" for name in served.get("missing_shards", {}))
+    return f"{served['documents']} documents served{away}; waiting: {places or 'nothing'}"
 
 
 def make_report(backends: Backends, processes: list[Managed], seconds: float) -> dict[str, Any]:

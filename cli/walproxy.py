@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.repo import hbase_url
-from cli.runtime import CommandError, peer_id, process_file
+from cli.runtime import CommandError, open_log, peer_id, process_file
 from cli.show import table_of
+from messaging import LogUnavailable
 from messaging.home import Home
 
 if TYPE_CHECKING:
@@ -30,13 +31,17 @@ def status(home: _HomeOption = None, as_json: _JsonOption = False) -> None:
     """Show HBase's replication peers, the WAL proxies that serve them, and what waits in each queue."""
     from storage_repo.hbase.wal import walproxy_status
 
-    url = hbase_url(Home.open(home))
+    opened = Home.open(home)
+    url = hbase_url(opened)
     found = walproxy_status(url)
+    pending = _pending(opened)
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json()) + "\n")
+        sys.stdout.write(json.dumps(found.to_json() | {"pending": pending}) + "\n")
         return
     for peer in found.peers:
         _print_peer(peer, own=peer.id == peer_id(url))
+    shown = "unknown, the log does not answer" if pending is None else pending
+    typer.echo(f"row changes of transactions whose end the WAL proxy has not seen: {shown}")
     if all(peer.id != peer_id(url) for peer in found.peers):
         typer.echo(f"HBase has no peer {peer_id(url)} yet: the WAL proxy adds it when it starts first")
 
@@ -84,15 +89,30 @@ def _switch(home: Path | None, *, on: bool) -> None:
     typer.echo(f"peer {peer_id(url)} is {'enabled' if on else 'disabled'}")
 
 
+def _pending(home: Home) -> int | None:
+    """Return how many row changes the WAL proxies hold open; None while the log is away: the rest is still known."""
+    from storage_repo.hbase.feed import open_rows
+
+    try:
+        log = open_log(home)
+        try:
+            return open_rows(log)
+        finally:
+            log.close()
+    except LogUnavailable:
+        return None
+
+
 def _print_peer(peer: PeerStatus, *, own: bool) -> None:
     kind = "this installation" if own else "another WAL proxy" if peer.ours else "another cluster"
     traits = [kind, "enabled" if peer.enabled else "DISABLED", "serial" if peer.serial else "not serial"]
-    typer.echo(f"peer {peer.id} ({', '.join(traits)}): {len(peer.tables)} tables to {peer.cluster_key}")
+    where = f"{len(peer.tables)} tables to {peer.cluster_key}"
+    typer.echo(f"peer {peer.id} ({', '.join(traits)}), {peer.lag_s:.1f} s behind: {where}")
     if peer.ours:
         instances = [f"{i.host}:{i.port} (up {i.up_s:.0f} s)" for i in peer.instances]
         typer.echo(f"  instances: {', '.join(instances) or 'none: nobody takes the changes'}")
-    columns = ("region server", "queue", "logs", "lag s", "edits read", "edits shipped")
+    columns = ("region server", "queue", "logs", "lag s", "entries read", "cells shipped")
     table_of(columns, [
-        (q.server, f"{q.queue_id}{' (recovered)' if q.recovered else ''}", q.logs, f"{q.lag_s:.1f}", q.edits_read,
-         q.edits_shipped) for q in peer.queues
+        (q.server, f"{q.queue_id}{' (recovered)' if q.recovered else ''}", q.logs, f"{q.lag_s:.1f}", q.entries_read,
+         q.cells_shipped) for q in peer.queues
     ])  # fmt: skip

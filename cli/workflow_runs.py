@@ -42,9 +42,10 @@ def run_workflow(
 ) -> dict[str, Any]:
     """Run a workflow to its end in this process and return what it counted, with the run's id and outcome.
 
-    Raises UnknownWorkflow, BadParameters, RunBusy, UnknownRun, and whatever the workflow ends by.
+    Raises UnknownWorkflow, BadParameters, RunBusy, UnknownRun, CommandError for what the machine refuses, and whatever
+    else the workflow ends by.
     """
-    from batch_workflows.execution import Stop, execute
+    from batch_workflows.execution import Stop, execute, sentence
     from batch_workflows.rpc import parse_policy
     from batch_workflows.runner import find_workflow
     from batch_workflows.runs import RunRequest
@@ -66,10 +67,13 @@ def run_workflow(
             request = next((r for r in _queue(opened.repo) if r.workflow == name), request)
         if workflow.needs_capture and serving_down(home):
             opened.ads_db.ensure_capture(opened.catalog)
-        record = execute(
-            opened, request, stop=stop, queued=queued, code_version=code_version(), on_progress=progress.update,
-            on_start=progress.begin,
-        )  # fmt: skip
+        try:
+            record = execute(
+                opened, request, stop=stop, queued=queued, code_version=code_version(), on_progress=progress.update,
+                on_start=progress.begin,
+            )  # fmt: skip
+        except OSError as error:  # a full disk, a directory that may not be written
+            raise CommandError(f"{name}: {sentence(error)}") from error
     result = {"workflow": name, **record.counts, "seconds": record.seconds, "run": record.id}
     if name == "refresh" and serving_down(home):
         result["note"] = "the service is not up; the rows run when it is"

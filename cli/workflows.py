@@ -117,7 +117,10 @@ def workflow_list(
     for s in states:
         typer.echo(f"{s.workflow.name:20} {s.workflow.summary}")
         if s.schedule is not None:
-            typer.echo(f"{'':20}   runs by itself: {s.schedule}, next {_time(s.next_due_us)}")
+            typer.echo(
+                f"{'':20}   runs by itself: {s.schedule}, "
+                + (f"paused {s.schedule.paused}" if s.schedule.paused else f"next {_time(s.next_due_us)}")
+            )
         if s.last is not None:
             typer.echo(f"{'':20}   last: {s.last.id} {s.last.outcome.value}, {_time(s.last.started_us)}")
 
@@ -190,6 +193,8 @@ def workflow_schedule(
     every: Annotated[str, typer.Option(help="As 30m, 6h or 1d.")] = "",
     cron: Annotated[str, typer.Option(help="Minute, hour, day of month, month, day of week; UTC.")] = "",
     off: Annotated[bool, typer.Option("--off", help="Take the schedule away.")] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Keep the schedule, but out of force.")] = False,
+    enable: Annotated[bool, typer.Option("--enable", help="Put a paused schedule in force from now on.")] = False,
     sets: _SetOption = None,
     on_error: _OnErrorOption = "",
     max_failures: _MaxFailuresOption = None,
@@ -202,11 +207,17 @@ def workflow_schedule(
 
     with backends(Home.open(home)) as opened:
         control = WorkflowControl(opened.repo)
-        if name and off:
+        if sum(map(bool, (off, pause, enable, every or cron))) > 1 or ((off or pause or enable) and not name):
+            raise CommandError("name a workflow, and say one of --every, --cron, --pause, --enable and --off")
+        if pause:
+            control.pause_schedule(name, whoami(), why)
+        elif enable:
+            control.enable_schedule(name, whoami(), why)
+        elif off:
             said = "is no longer scheduled" if control.unschedule(name, whoami()) else "had no schedule"
             _print_json({"removed": said[0] == "i"}) if as_json else typer.echo(f"{name} {said}")
             return
-        if name and (every or cron):
+        elif name and (every or cron):
             control.schedule(
                 name, every=every, cron=cron, parameters=parse_sets(sets or ()),
                 policy=parse_policy(on_error, max_failures), who=whoami(), why=why,
@@ -223,10 +234,10 @@ def workflow_schedule(
         )
         return
     table_of(
-        ["workflow", "when", "next (UTC)", "parameters", "set by", "why"],
+        ["workflow", "when", "next (UTC)", "parameters", "set by", "why", "paused"],
         [
             [s.workflow.name, s.schedule, _time(s.next_due_us), json.dumps(s.schedule.parameters), s.schedule.who,
-             s.schedule.why]
+             s.schedule.why, s.schedule.paused]
             for s in states if s.schedule is not None
         ],
     )  # fmt: skip

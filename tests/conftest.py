@@ -55,6 +55,7 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 LONGEST = (
     "tests/end_to_end/test_hbase_pipeline.py",
+    "tests/batch_workflows/test_hbase_workflows.py",
     "tests/cli/test_commands.py",
     "tests/cli/test_catalogue_and_schema.py",
     "tests/storage_repo/",

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from argus import CannotPause
 from cli.main import app
 from cli.runtime import open_log
+from cli.search import _warnings
 from messaging.home import Home
 from messaging.switches import Switches, set_switch
 from tests.end_to_end.command import adsindex, as_json, documents, running, stage_pids, until_idle
@@ -206,3 +207,11 @@ def test_a_handler_is_paused_by_command_with_audit(home: Path) -> None:
         switches = Switches(log)
         switches.refresh(force=True)
         assert [(s.name, s.value, s.who) for s in switches.history][-2:] == [(name, "on", "anna"), (name, "off", "ben")]
+
+
+def test_what_keeps_an_answer_from_being_whole_is_said() -> None:
+    """Missing shards with the reason, a deadline that came first, deltas that the log has lost; else nothing."""
+    assert list(_warnings({"partial": False})) == []
+    assert list(_warnings({"partial": True})) == ["partial: the deadline came first"]
+    answer = {"partial": True, "missing_shards": {"1/2": "not running"}, "problem": "deltas are missing"}
+    assert list(_warnings(answer)) == ["partial: shard 1/2 is missing: not running", "problem: deltas are missing"]

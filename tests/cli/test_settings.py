@@ -167,6 +167,14 @@ def test_commands_for_hbase_say_when_a_home_has_none(home: Home) -> None:
             app([*words, "--home", str(home.root)], standalone_mode=False)
 
 
+def test_several_wal_proxies_are_for_hbase(home: Home) -> None:
+    """An embedded Repo has one reader of its commits; `up` says so before anything is started."""
+    done = adsindex("up", "--wal-proxies", "2", "--sample", "0", home=home.root, check=False)
+    assert done.returncode == 1
+    assert "are read by one WAL proxy" in done.stderr
+    assert list(home.logs.glob("*.log")) == []
+
+
 def test_another_log_under_a_base_index_is_refused(home: Home) -> None:
     """A base index counts positions of the log it was built beside, so the log cannot be changed under it."""
     (home.base / "CURRENT").write_text("1")

@@ -84,6 +84,8 @@ def test_run_leaves_a_record(home: Path) -> None:
         (("workflow", "cancel", "refresh-99"), ("refresh-99",)),
         (("workflow", "schedule", "refresh", "--cron", "0 3 * *"), ("five fields",)),
         (("workflow", "schedule", "refresh", "--every", "soon"), ("soon", "6h")),
+        (("workflow", "schedule", "refresh", "--pause"), ("refresh has no schedule", "every (6h)")),
+        (("workflow", "schedule", "refresh", "--off", "--every", "6h"), ("one of",)),
     ],
 )
 def test_wrong_input_is_one_clear_sentence(home: Path, words: tuple[str, ...], told: tuple[str, ...]) -> None:
@@ -102,6 +104,11 @@ def test_schedules_are_set_shown_and_removed(home: Path) -> None:
     assert schedule["cron"] == "0 3 * * *" and schedule["parameters"] == {"documents": False} and schedule["why"] == "w"
     assert schedule["next_due_us"] > time.time() * 1e6
     assert "cron 0 3 * * * (UTC)" in adsindex("workflow", "list", home=home).stdout
+    [paused] = as_json("workflow", "schedule", "snapshot", "--pause", "--why", "full disk", home=home)["schedules"]
+    assert paused["paused"].endswith(": full disk") and paused["next_due_us"] == 0
+    assert "full disk" in adsindex("workflow", "list", home=home).stdout
+    [enabled] = as_json("workflow", "schedule", "snapshot", "--enable", home=home)["schedules"]
+    assert enabled["paused"] == "" and enabled["next_due_us"] > time.time() * 1e6
     assert as_json("workflow", "schedule", "snapshot", "--off", home=home) == {"removed": True}
     assert as_json("workflow", "schedule", home=home) == {"schedules": []}
 
