@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -253,6 +254,7 @@ def bench(
     """Run a benchmark: ours beside what a user could pick instead, on the same data in the same run."""
     from benchmarks import markdown_benchmark, run_benchmark
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its servers are stopped then, as after Ctrl-C
     result = run_benchmark(name, quick=quick, stack=stack, documents=documents, part=part)
     if as_json:
         _print_json(result)
