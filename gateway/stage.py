@@ -188,8 +188,8 @@ class _Gateway:
         if not dropped:
             return records
         gone = {id(update) for update in dropped}
-        letters = records[len(result.published) :]
-        kept = [pair for pair in zip(result.published, records, strict=False) if id(pair[0].message) not in gone]
+        updates, letters = records[: len(result.published)], records[len(result.published) :]
+        kept = [pair for pair in zip(result.published, updates, strict=True) if id(pair[0].message) not in gone]
         result.published = [published for published, _ in kept]
         return [*(record for _, record in kept), *letters, *drop_records(_STAGE, dropped, self._metrics)]
 
