@@ -21,11 +21,14 @@ from argus._hints import Hint
 from argus._pause import check_pausable, paused_handlers
 from argus._registry import Registry, builtin_handlers, load_registry
 from argus._rows import Inputs
-from argus._run import Paused, RunResult
+from argus._run import HANDLER_FAILED, SOURCE_BEHIND, SOURCE_UNAVAILABLE, Paused, RunResult
 from argus.compute import compute_documents, compute_runs
 from argus.core import ArgusCore, Outcome
 
 __all__ = [
+    "HANDLER_FAILED",
+    "SOURCE_BEHIND",
+    "SOURCE_UNAVAILABLE",
     "ArgusCore",
     "ArgusError",
     "CannotPause",

@@ -14,8 +14,10 @@ ArgusError                    catch this to treat every failure of Argus alike
 
 from __future__ import annotations
 
+from catalog.portable import Portable
 
-class ArgusError(Exception):
+
+class ArgusError(Portable):
     """Base of all errors of Argus."""
 
 

@@ -67,6 +67,8 @@ class RunResult:
     changes: dict[tuple[str, str], bytes | None] = field(default_factory=dict)
     """(table, cell) -> new value, None = tombstone; only what differs from the snapshot."""
     failures: list[Failure] = field(default_factory=list)
+    joined_failures: list[Failure] = field(default_factory=list)
+    """Of the handlers of joined rows, where those are run again as well (`compute_runs`)."""
     exists: bool = True
     body: bytes | None = None
     body_before: bytes | None = None

@@ -8,7 +8,7 @@ from itertools import islice
 from argus._fetch import fetch
 from argus._registry import Plan, Registry
 from argus._rows import EntityRow, Rows, members
-from argus._run import NONE_PAUSED, Paused, RunResult, execute, look_up
+from argus._run import NONE_PAUSED, Failure, Paused, RunResult, execute, look_up
 from argus.core import Sources
 from storage_repo import RowId, Snapshot
 
@@ -38,19 +38,30 @@ def compute_runs(
 
     What the pipeline keeps of derived columns is not trusted: the handlers of joined rows (pins, ad groups) are run
     again too. So this tells what the documents ought to be; it is the code that the pipeline runs. Where a source does
-    not answer or a handler fails or is paused, the previous outputs count, as in the pipeline.
+    not answer or a handler fails or is paused, the previous outputs count, as in the pipeline; failures at joined rows
+    are told with every document that joins them (`joined_failures`).
     """
     plan, waiting = registry.plans[root] if root else registry.document, iter(rows)
     columns = _columns(registry, plan)
     while keys := list(dict.fromkeys(islice(waiting, _SLICE))):
         joined = fetch(snapshot, registry.catalog, plan, keys, columns=columns)
         overlay: dict[RowId, dict[str, bytes | None]] = {}
+        failed: dict[RowId, list[Failure]] = {}
         for parents in registry.plans.values():  # those that are joined by others come first
             if parents.root in plan.routes:
-                _derive(snapshot, registry, sources, parents, joined, overlay, paused)
+                _derive(snapshot, registry, sources, parents, joined, overlay, failed, paused)
         answers = look_up(plan, joined, sources, registry.catalog, paused=paused)
         for key in keys:
-            yield execute(registry, plan, key, joined[key], answers, paused)
+            result = execute(registry, plan, key, joined[key], answers, paused)
+            if failed:
+                result.joined_failures = [
+                    failure
+                    for joined_rows in joined[key].values()
+                    for row in members(joined_rows)
+                    if row.key is not None
+                    for failure in failed.get((row.table, row.key), ())
+                ]
+            yield result
 
 
 def _columns(registry: Registry, plan: Plan) -> dict[str, tuple[str, ...]]:
@@ -69,6 +80,7 @@ def _derive(
     plan: Plan,
     documents: Mapping[str, Rows],
     overlay: dict[RowId, dict[str, bytes | None]],
+    failed: dict[RowId, list[Failure]],
     paused: Paused,
 ) -> None:
     """Run the handlers of the rows of `plan.root` that the documents join, and lay what changes over them."""
@@ -80,7 +92,9 @@ def _derive(
         joined = {key: {plan.root: EntityRow(plan.root, key, row.stored)} for key, row in targets.items() if key}
     answers = look_up(plan, joined, sources, registry.catalog, paused=paused)
     for key, rows in joined.items():
-        changes = execute(registry, plan, key, rows, answers, paused).changes
-        overlay[plan.root, key] = {cell: data for (_, cell), data in changes.items()}
+        result = execute(registry, plan, key, rows, answers, paused)
+        overlay[plan.root, key] = {cell: data for (_, cell), data in result.changes.items()}
+        if result.failures:
+            failed[plan.root, key] = result.failures
         for cell, data in overlay[plan.root, key].items():
             targets[key].set(cell, data)  # one row object, shared by all documents of the slice that join it

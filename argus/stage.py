@@ -22,9 +22,10 @@ from messaging.stage import StageContext
 from messaging.topics import ARGUS_GROUP, DEFERRED, DEFERRED_GROUP, LANES, NOTIFICATIONS
 from storage_repo import Repo
 
-_BATCH: Mapping[LaneName, int] = {LaneName.HIGH: 256, LaneName.MEDIUM: 128, LaneName.LOW: 64}
+_BATCH: Mapping[LaneName, int] = {LaneName.HIGH: 256, LaneName.MEDIUM: 128, LaneName.LOW: 32}
 """Records taken at once while a lane has a backlog. A high update waits for the batch before it, so a lower lane gets
-smaller ones; high comes first in any batch, and each lane that waits has its share of it (see `Consumer.poll`)."""
+smaller ones; each lane that waits has its share of a batch (see `Consumer.poll`), and what is of a higher lane is
+published before the rest is worked on (see `by_lane`)."""
 _WAIT_SECONDS = 0.5
 _DEFERRED_BATCH = 64
 _DEFERRED_PAUSE_SECONDS = 2.0
@@ -78,8 +79,10 @@ def run(context: StageContext, repo: Repo, sources: Sources | None = None) -> No
             context.switches.hold(context.stop.wait, context.beat)
             consumer.pause(context.switches.paused_topics(NOTIFICATIONS))
             later.pause([DEFERRED] if context.switches.paused(LaneName.LOW) else [])
-            if records := consumer.poll(size, 0.0 if more else _WAIT_SECONDS):
-                process_and_publish(context, core, records)
+            records = consumer.poll(size, 0.0 if more else _WAIT_SECONDS)
+            for part in by_lane(records):
+                context.beat()
+                process_and_publish(context, core, part)
             size = next_batch_size(records, size)
             if time.monotonic() >= due:
                 deferred = later.poll(_DEFERRED_BATCH, 0.0)
@@ -108,6 +111,14 @@ def next_batch_size(records: Sequence[Record], size: int) -> int:
         return min(_BATCH.values())
     ((topic, _),) = Counter(record.topic for record in records).most_common(1)
     return _BATCH[_LANE_OF_TOPIC[topic]]
+
+
+def by_lane(records: Sequence[Record]) -> list[list[Record]]:
+    """Return the records of a batch by lane, the highest first.
+
+    So a control update does not wait for the rows of a refresh that were taken together with it.
+    """
+    return [part for lane in LANES if (part := [r for r in records if r.topic == NOTIFICATIONS[lane]])]
 
 
 def process_and_publish(context: StageContext, core: ArgusCore, records: Sequence[Record]) -> Outcome:

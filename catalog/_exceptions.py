@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from catalog.portable import Portable
 
-class CatalogError(Exception):
+
+class CatalogError(Portable):
     """Base of all errors of the catalogue."""
 
 

@@ -77,6 +77,7 @@ class LayoutSpec(Strict):
     salts: Annotated[int, Field(ge=0, le=256)] = 0
     splits: tuple[Annotated[str, Field(min_length=1, max_length=400)], ...] = ()
     history: bool = True
+    family_deletes: bool = True
 
     @model_validator(mode="after")
     def _check(self) -> LayoutSpec:

@@ -17,6 +17,7 @@ from catalog.model import Catalog
 
 _encoder = msgspec.msgpack.Encoder(order="sorted")
 _decoder = msgspec.msgpack.Decoder(dict[str, Any])
+_parts = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
 
 def encode_document(fields: Mapping[str, Any]) -> bytes:
@@ -25,8 +26,16 @@ def encode_document(fields: Mapping[str, Any]) -> bytes:
 
 
 def decode_document(body: bytes) -> dict[str, Any]:
-    """Return the fields of canonical bytes. Raises msgspec.DecodeError."""
-    return _decoder.decode(body)
+    """Return the fields of canonical bytes. Raises msgspec.DecodeError, also for more levels than can be read."""
+    try:
+        return _decoder.decode(body)
+    except RecursionError as error:
+        raise msgspec.DecodeError(f"{len(body)} bytes of too many levels of lists or maps") from error
+
+
+def is_canonical(body: bytes) -> bool:
+    """Tell whether the fields that were decoded are in the order and the frame that `encode_document` gives them."""
+    return _encoder.encode(_parts.decode(body)) == body
 
 
 def readable_document(catalog: Catalog, body: bytes) -> dict[str, Any]:

@@ -146,6 +146,8 @@ class Layout:
     """Row keys at which the table is split into regions when it is created."""
     history: bool = True
     """Old versions are kept for history, not only for running transactions."""
+    family_deletes: bool = True
+    """Java clients of Omid may delete whole families of a row; where none does, reads are cheaper."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from catalog.kinds import ValueType
+from catalog.portable import Portable
 from catalog.targeting import ANY
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _BARE = re.compile(r"[^\W\d][\w:/@-]*")
 _KEYWORDS = frozenset({"and", "or", "not", "in", "true", "false"})
 
 
-class PredicateError(ValueError):
+class PredicateError(Portable, ValueError):
     """Raised for text that is no predicate; the sentence begins with the place of the fault, counted from 1."""
 
     def __init__(self, at: int, problem: str) -> None:

@@ -20,6 +20,9 @@ class ServerMissing(StackError):
         super().__init__(text)
         self.packages = packages
 
+    def __reduce__(self) -> tuple[type[ServerMissing], tuple[str, tuple[str, ...]]]:
+        return type(self), (str(self), self.packages)
+
 
 class PortTaken(StackError):
     """The port that clients of this server know is used by somebody else."""

@@ -33,8 +33,9 @@ _UTF_8 = ("/usr/bin/env", "LC_ALL=C.UTF-8")
 """Without a UTF-8 locale Java cannot enter directories with other letters than ASCII's."""
 ANSWER_SECONDS = 3.0
 """A server that does not answer a trivial question in this time is not ready."""
-SESSION_MS = 3_000
-"""After how long a further region server that was killed counts as dead; the shortest that ZooKeeper grants here."""
+SESSION_MS = 10_000
+"""After how long a further region server that was killed counts as dead. One that a busy machine lets wait for longer
+than this takes itself for dead and ends."""
 _THRIFT_VERSION, _CALL, _REPLY = 0x8001, 1, 2
 
 

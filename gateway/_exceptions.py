@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from catalog import Fault
+from catalog.portable import Portable
 
 
-class GatewayError(Exception):
+class GatewayError(Portable):
     """Base of all errors of the Gateway."""
 
 

@@ -12,8 +12,10 @@ MessagingError            catch this to treat every failure of the log or of an 
 
 from __future__ import annotations
 
+from catalog.portable import Portable
 
-class MessagingError(Exception):
+
+class MessagingError(Portable):
     """Base of all errors of messaging."""
 
 

@@ -14,8 +14,10 @@ RepoError                     catch this to treat every failure of the Repo alik
 
 from __future__ import annotations
 
+from catalog.portable import Portable
 
-class RepoError(Exception):
+
+class RepoError(Portable):
     """Base of all errors of the Storage Repo."""
 
 

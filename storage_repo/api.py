@@ -11,6 +11,7 @@ ts sees the newest version committed at or before ts. Write-write conflicts are 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -174,6 +175,13 @@ class Repo(Protocol):
     def history(self, table: str, row: str, column: str | None = None) -> dict[str, list[CellVersion]]:
         """All readable versions per column, newest first."""
 
+    def changed_since(self, rows: Sequence[RowId], columns: Mapping[str, Sequence[str]], since_us: int) -> set[RowId]:
+        """Return the rows of which a version of one of the columns, a tombstone too, was committed at a time or later.
+
+        `columns` maps every table to its columns; `since_us` is in microseconds since the epoch, more than 0. Many rows
+        are one read per table (some hundreds each on a cluster). Versions whose record has been collected are old.
+        """
+
     def pin(self, name: str, ts: int, ttl_s: float) -> None:
         """Keep snapshot `ts` readable for `ttl_s` seconds whatever the low watermark does (long scans renew it).
 
@@ -185,6 +193,9 @@ class Repo(Protocol):
 
     def collect_garbage(self, max_cells: int | None = None) -> int:
         """Advance the low watermark and drop versions that neither history nor a live snapshot needs; return count."""
+
+    def bulk_read(self) -> AbstractContextManager[object]:
+        """Announce that most rows are read within the block, by whatever process; an engine may read ahead for it."""
 
     def statistics(self) -> Mapping[str, int]:
         """Counters since open and sizes: commits, conflicts, groups, cells_read, rows_read, cells_written,
@@ -227,6 +238,11 @@ class TableLayout:
 
     That watermark knows no pins, and a restart of the TSO moves it up to now: a snapshot or transaction that reads such
     a table is too old from then on, pinned or not. So it is for tables that nobody scans for longer than a moment."""
+    family_deletes: bool = True
+    """Java clients of Omid may delete whole families of a row; this engine never does.
+
+    Without, reads of chosen columns do not look for the mark of it, a third of HBase's work for them: what a client
+    deletes so all the same would still be read."""
 
 
 @dataclass(frozen=True, slots=True)

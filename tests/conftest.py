@@ -55,6 +55,10 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 LONGEST = (
     "tests/end_to_end/test_hbase_pipeline.py",
+    "tests/sakila/",
+    "tests/messaging/test_kafka_log.py",
+    "tests/messaging/test_switches.py",
+    "tests/messaging/test_log_contract.py",
     "tests/batch_workflows/test_hbase_workflows.py",
     "tests/cli/test_commands.py",
     "tests/cli/test_catalogue_and_schema.py",
@@ -74,3 +78,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((place for place, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
 
     items.sort(key=rank)
+
+
+_failed: dict[str, str] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember what failed, and where: in the test, or before or after it."""
+    if report.failed:
+        _failed[report.nodeid] = report.when
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Leave the names for `tests/run.py`, which says them last: long outputs lose their beginning."""
+    path = os.environ.get("ADSINDEX_TEST_FAILURES")
+    if path and not hasattr(session.config, "workerinput"):
+        with Path(path).open("a") as file:
+            file.writelines(f"{name} ({when})\n" for name, when in _failed.items())

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,7 +45,11 @@ def main() -> int:
         ]
     failed: list[str] = []
     code = 0
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1,localhost"}
+    failures = Path(tempfile.mkdtemp(prefix="adsindex-test-")) / "failures"
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1,localhost",
+        "ADSINDEX_TEST_FAILURES": str(failures),
+    }  # fmt: skip
     installing = Spark(environment) if with_spark or only_spark else None
     if installing is not None:
         checks = checks if with_spark else []
@@ -63,6 +68,9 @@ def main() -> int:
     if installing is not None and (result := installing.test(arguments[1:])):
         failed.append("Spark's tests")
         code = code or result
+    if failures.exists():
+        sys.stderr.write(f"adsindex test: these failed:\n{failures.read_text()}")
+    shutil.rmtree(failures.parent)
     if failed:
         sys.stderr.write(f"adsindex test: FAILED: {', '.join(failed)}\n")
     return code

@@ -6,8 +6,10 @@ UpdaterError
 
 from __future__ import annotations
 
+from catalog.portable import Portable
 
-class UpdaterError(Exception):
+
+class UpdaterError(Portable):
     """Base of the Updater's errors."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import lmdb
@@ -19,12 +20,14 @@ from storage_repo.api import (
     Origin,
     RepoSchema,
     RowChange,
+    RowId,
     Transaction,
 )
 from storage_repo.embedded._clock import Clock, SystemClock
 from storage_repo.embedded._collector import Collector
 from storage_repo.embedded._commit import CHANGES_NAME, GroupCommit, Prepared, decode_origin
 from storage_repo.embedded._keys import KeyCodec
+from storage_repo.embedded._read_ahead import ReadAhead, reading_ahead
 from storage_repo.embedded._store import CHUNK, INVERTED, MAX_TS, TOMBSTONE, U64, Store, acquire, release
 from storage_repo.embedded._view import EmbeddedSnapshot, EmbeddedTransaction
 
@@ -191,6 +194,26 @@ class EmbeddedRepo:
             for name, versions in raw.items()
         }
 
+    def changed_since(self, rows: Sequence[RowId], columns: Mapping[str, Sequence[str]], since_us: int) -> set[RowId]:
+        """Return the rows of which a version of one of the columns was committed at a time or later, in one read."""
+        found = set[RowId]()
+        known: dict[bytes, bool] = {}  # timestamp -> whether it is late enough: transactions write many rows
+        store = self._store
+        cells = [((table, row), self._codec.cell(table, row, name)) for table, row in rows for name in columns[table]]
+        try:
+            with store.env.begin() as txn:
+                for row_id, key in cells:
+                    if row_id in found or (value := txn.get(key, db=store.current)) is None:
+                        continue
+                    if (late := known.get(ts := value[:8])) is None:
+                        record = txn.get(ts, db=store.txns)
+                        late = known[ts] = record is not None and decode_origin(record)[0] >= since_us
+                    if late:
+                        found.add(row_id)
+        except lmdb.Error as error:
+            raise store.unavailable("read", error) from error
+        return found
+
     def changes(self, after_ts: int, limit: int) -> list[CommittedChange]:
         """Return committed changes with commit_ts > after_ts in commit order; those already trimmed are left out."""
         found: list[CommittedChange] = []
@@ -283,6 +306,10 @@ class EmbeddedRepo:
             return self._collector.collect(max_cells)
         except lmdb.Error as error:
             raise self._store.unavailable("write to", error) from error
+
+    def bulk_read(self) -> AbstractContextManager[ReadAhead]:
+        """Read the store's file in order beside the block, by a thread, if it fits into the free memory."""
+        return reading_ahead(self._store.path / "data.mdb")
 
     def statistics(self) -> Mapping[str, int]:
         """Return counters of this process since open, and sizes.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from storage_repo._origin import decode_origin
-from storage_repo.api import CellVersion, Origin
+from storage_repo.api import CellVersion, Origin, RowId
 from storage_repo.hbase._cells import NEVER, Probe, RawCell
 from storage_repo.hbase._read import Reader, raw_cells
 from storage_repo.hbase._schema import ALL_VERSIONS
@@ -17,6 +17,9 @@ from storage_repo.hbase.names import ORIGIN_COLUMN, ORIGIN_FAMILY, ORIGIN_QUALIF
 from storage_repo.hbase.thrift2 import TColumn, TGet, TTimeRange
 from storage_repo.hbase.values import decode_value
 from storage_repo.omid.layout import decode_timestamp, is_tombstone, shadow_qualifier, start_of
+
+_ROWS_PER_CALL = 500
+"""Rows of one call: some cells of a few bytes each, with the versions that are kept."""
 
 
 @dataclass(slots=True)
@@ -76,9 +79,7 @@ class Historian:
         if column is None:
             wanted = [TColumn(family.encode()) for family in names.families(table)]
         else:
-            asked = names.column(table, column)
-            qualifiers = (asked.qualifier, asked.shadow, b"", shadow_qualifier(b""))
-            wanted = [TColumn(asked.family, qualifier) for qualifier in qualifiers]
+            wanted = self._of_columns(table, [column])
         wanted += [TColumn(ORIGIN_FAMILY, ORIGIN_QUALIFIER)]
         get = TGet(row=key, columns=wanted, timeRange=TTimeRange(0, self._oracle.begin()), maxVersions=ALL_VERSIONS)
         result = self._connections.get(names.hbase_table(table), [get])[0]
@@ -98,6 +99,41 @@ class Historian:
                 if listed := self._listed(rows, found.commits, origins):
                     history[seen.name] = listed
         return history
+
+    def changed_since(self, rows: Sequence[RowId], columns: Mapping[str, Sequence[str]], since_us: int) -> set[RowId]:
+        """Return the rows that were changed in some columns, by one read per table and some hundred rows.
+
+        All versions of these cells are read: they bear the time at which their writer began, and nothing bounds how
+        long it took from there to its commit, so that a range of times would leave some out.
+        """
+        names, before, found = self._names, TTimeRange(0, self._oracle.begin()), list[tuple[RowId, Versions]]()
+        by_table: defaultdict[str, list[str]] = defaultdict(list)
+        for table, row in rows:
+            by_table[table].append(row)
+        for table, its_rows in by_table.items():
+            wanted = self._of_columns(table, columns[table])
+            for at in range(0, len(its_rows), _ROWS_PER_CALL):
+                some = its_rows[at : at + _ROWS_PER_CALL]
+                keys = [names.row_key(table, row) for row in some]
+                gets = [TGet(row=key, columns=wanted, timeRange=before, maxVersions=ALL_VERSIONS) for key in keys]
+                results = self._connections.get(names.hbase_table(table), gets)
+                for row, key, result in zip(some, keys, results, strict=True):
+                    found.append(((table, row), versions_of(table, key, raw_cells(result), self._reader, names)))
+        locate_commits([versions for _, versions in found], self._reader)
+        return {row_id for row_id, versions in found if self._newest_us(versions) >= since_us}
+
+    def _of_columns(self, table: str, columns: Iterable[str]) -> list[TColumn]:
+        """Return what is asked of HBase for columns: cells, shadow cells, and the marks of families' deletes."""
+        asked = [self._names.column(table, column) for column in columns]
+        cells = {(column.family, part): None for column in asked for part in (column.qualifier, column.shadow)}
+        cells |= {(column.family, mark): None for column in asked for mark in (b"", shadow_qualifier(b""))}
+        return [TColumn(family, qualifier) for family, qualifier in cells]
+
+    def _newest_us(self, found: Versions) -> int:
+        """Return when the newest version of a row was committed; -1 if there is none."""
+        committed = [found.commits[start_of(version)] for versions in found.cells.values() for version, _ in versions]
+        newest = max((commit for commit in committed if commit != NEVER), default=None)
+        return -1 if newest is None else self._oracle.timeline.us(newest)
 
     def _listed(
         self, versions: Iterable[tuple[int, bytes]], commits: Mapping[int, int], origins: Mapping[int, Origin]

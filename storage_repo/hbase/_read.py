@@ -277,7 +277,8 @@ class Reader:
         for name in columns:
             column = self._names.column(table, name)
             wanted[column.key] = wanted[column.shadow_key] = None
-            wanted[column.family + b":"] = None  # a deleted family's mark: rare, its shadow cell is asked for when met
+            if table in self._names.may_have_marks:
+                wanted[column.family + b":"] = None  # a deleted family's: rare, its shadow cell is asked for when met
         return list(wanted)
 
 

@@ -64,19 +64,16 @@ class SchemaKeeper:
     def apply(self) -> list[Difference]:
         """Create what is missing and put right what can be; return what was done. Safe to call again after a crash.
 
+        HBase takes about a second for a table, and does several at the same time.
         Raises StoreUnavailable for a difference that cannot be put right, and then nothing has been changed.
         """
         found = self.check()
         if hopeless := [difference for difference in found if not difference.repairable]:
             raise StoreUnavailable("; ".join(map(str, hopeless)))
         self._create_namespace()
-        if not self._exists(self.state_table):
-            families = [TColumnFamilyDescriptor(name=STATE_FAMILY, maxVersions=1, scope=0)]
-            self._create(self.state_table, families, {}, [])
         differing = {difference.table for difference in found}
-        for table in self._schema.tables:
-            if self._label(table) in differing:
-                self._apply(table)
+        tables = [table for table in self._schema.tables if self._label(table) in differing]
+        self._connections.in_parallel(self._apply, [None, *tables])
         return found
 
     def _differences(self, table: TableSchema) -> Iterator[Difference]:
@@ -110,7 +107,13 @@ class SchemaKeeper:
             what = f"it has {salts} salts, declared are {table.layout.salts}; copy its rows into a new table"
             yield Difference(label, what, repairable=False)
 
-    def _apply(self, table: TableSchema) -> None:
+    def _apply(self, table: TableSchema | None) -> None:
+        """Create or put right a table; None: the store's own."""
+        if table is None:
+            if not self._exists(self.state_table):
+                families = [TColumnFamilyDescriptor(name=STATE_FAMILY, maxVersions=1, scope=0)]
+                self._create(self.state_table, families, {}, [])
+            return
         hbase_table = self._names.hbase_table(table.name)
         if not self._exists(hbase_table):
             attributes = {b"coprocessor$1": _COPROCESSOR, _SALTS: b"%d" % table.layout.salts}
@@ -118,13 +121,12 @@ class SchemaKeeper:
             return
         name = table_name(hbase_table)
         present = self._connections.admin("getTableDescriptor", name)
-        names = {family.name for family in present.columns}
-        for family in _families(table):
-            self._connections.admin("modifyColumnFamily" if family.name in names else "addColumnFamily", name, family)
+        wanted = _families(table)
+        names = {family.name for family in wanted}
+        present.columns = [family for family in present.columns if family.name not in names] + wanted
         if _COPROCESSOR not in present.attributes.values():
-            present = self._connections.admin("getTableDescriptor", name)
             present.attributes[b"coprocessor$1"] = _COPROCESSOR
-            self._connections.admin("modifyTable", present)
+        self._connections.admin("modifyTable", present)  # all at once: every change has all regions opened anew
 
     def _create(self, hbase_table: bytes, families: list[Any], attributes: dict[bytes, bytes], splits: Any) -> None:
         descriptor = TTableDescriptor(tableName=table_name(hbase_table), columns=families, attributes=attributes)

@@ -111,7 +111,8 @@ class HbaseNames:
         self._of_hbase = {name: table for table, name in self._hbase.items()}
         self._salts = {table.name: table.layout.salts for table in schema.tables}
         self._columns = {table.name: ColumnCache(table) for table in schema.tables}
-        self._marks = {table.name: [f.encode() + b":" for f in table.families] for table in schema.tables}
+        self.may_have_marks = frozenset(table.name for table in schema.tables if table.layout.family_deletes)
+        """Tables where Java clients may have marked a family as deleted."""
         self.seen = SeenColumns()
 
     @property
@@ -147,10 +148,6 @@ class HbaseNames:
         """Return how a column is written. Raises UnknownTable for an undeclared family, LimitExceeded."""
         self.hbase_table(table)
         return self._columns[table][column]
-
-    def family_marks(self, table: str) -> list[bytes]:
-        """Return the columns in which Java clients mark a family as deleted, one per family."""
-        return self._marks[table]
 
     def row_key(self, table: str, row: str) -> bytes:
         """Return a row's key. Raises UnknownTable, LimitExceeded."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from storage_repo._exceptions import SnapshotTooOld, StoreUnavailable
-from storage_repo.api import CellVersion, CommitOutcome, Origin, RepoSchema, Transaction
+from storage_repo.api import CellVersion, CommitOutcome, Origin, RepoSchema, RowId, Transaction
 from storage_repo.hbase._background import Background
 from storage_repo.hbase._collector import Collector
 from storage_repo.hbase._commit import Committer, Prepared
@@ -167,6 +167,11 @@ class HbaseRepo:
         self._check_open()
         return self._historian.history(table, row, column)
 
+    def changed_since(self, rows: Sequence[RowId], columns: Mapping[str, Sequence[str]], since_us: int) -> set[RowId]:
+        """Return the rows of which a version of one of the columns was committed at a time or later."""
+        self._check_open()
+        return self._historian.changed_since(rows, columns, since_us)
+
     def pin(self, name: str, ts: int, ttl_s: float) -> None:
         """Keep snapshot `ts` readable for `ttl_s` seconds, durably; the same name again renews or moves the pin.
 
@@ -208,6 +213,10 @@ class HbaseRepo:
         """
         self._check_open()
         return self._collector.collect(max_cells, max_rows)
+
+    def bulk_read(self) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: scans of region servers read ahead by themselves."""
+        return contextlib.nullcontext()
 
     def statistics(self) -> Mapping[str, int]:
         """Return counters of this process since open, and sizes.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from storage_repo.omid import protocol
@@ -27,13 +28,18 @@ class Link:
     After the first error it is useless: its owner closes it and opens another.
     """
 
-    def __init__(self, address: Address, timeout_s: float) -> None:
-        """Connect and shake hands. Raises TsoUnavailable, TsoIncompatible."""
+    def __init__(self, address: Address, timeout_s: float, fill: Callable[[Link, int], bytes] | None = None) -> None:
+        """Connect and shake hands. Raises TsoUnavailable, TsoIncompatible.
+
+        `fill` is told how many requests a write has, and gives what is to be sent after them.
+        """
         self.address = address
         self.writes = 0
+        self._fill = fill
         self._reader = protocol.ResponseReader()
         self._lock = threading.Lock()
         self._outgoing: list[bytes] = []
+        self._requests = 0
         self._is_sending = False
         try:
             self._socket = socket.create_connection((address.host, address.port), timeout_s)
@@ -47,10 +53,11 @@ class Link:
             self._socket.close()
             raise
 
-    def send(self, data: bytes) -> None:
-        """Send, or leave it to the thread that is sending now. A loss shows where responses are received."""
+    def send(self, data: bytes, requests: int = 0) -> None:
+        """Send requests, or leave it to the thread that is sending now. A loss shows where responses are received."""
         with self._lock:
             self._outgoing.append(data)
+            self._requests += requests
             if self._is_sending:
                 return
             self._is_sending = True
@@ -60,9 +67,11 @@ class Link:
                     self._is_sending = False
                     return
                 batch = b"".join(self._outgoing)
+                requests, self._requests = self._requests, 0
                 self._outgoing.clear()
+            more = self._fill(self, requests) if self._fill is not None else b""
             try:
-                self._socket.sendall(batch)
+                self._socket.sendall(batch + more)
             except OSError:
                 self.shutdown()
                 return  # still "sending": whatever comes later is lost with the link

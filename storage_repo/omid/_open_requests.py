@@ -116,6 +116,10 @@ class OpenRequests:
         self._counters = counters
         self._begins: deque[_Begin] = deque()
         self._commits: dict[int, _Commit] = {}
+        self._retries: deque[int] = deque()
+        """Commits to be asked again, one after the other: Omid 1.1's TSO looks retries up in a thread for each of its
+        commit-table writers, and two that do it at the same time can end it (their queue takes one producer only)."""
+        self._retrying: _Commit | None = None
         self._fences: dict[int, deque[_Fence]] = {}
         """By table. Only the first of each is on its way: answers of one table could not be told apart."""
 
@@ -125,6 +129,14 @@ class OpenRequests:
         begin = _Begin(call, count)
         self._begins.append(begin)
         return call, begin.frames()
+
+    def pad(self, count: int) -> bytes:
+        """Return `count` requests for timestamps that nobody waits for, to be sent after all that is open."""
+        call: Call[int] = Call(0)
+        begin = _Begin(call, count)
+        self._begins.append(begin)
+        self._counters["pads"] += count
+        return begin.frames()
 
     def commit(self, requests: Sequence[CommitRequest], *, is_connected: bool) -> tuple[Call[Outcome], bytes]:
         """Open commits; return the call and what to send if there is a connection.
@@ -161,25 +173,32 @@ class OpenRequests:
                 self._take_timestamp(response.timestamp.start_ts, done)
             elif kind == "commit":
                 self._take_commit(response.commit, done)
+                if self._retrying is not None and response.commit.start_ts == self._retrying.request.start_ts:
+                    more += self._next_retry()
             elif kind == "fence":
                 more += self._take_fence(response.fence, done)
         return done, more
 
     def again(self) -> bytes:
-        """Return everything open, to be sent over a new connection: commits that had been sent before, as retries."""
+        """Return what is to be sent over a new connection of all that is open.
+
+        Commits that had been sent before are retries, each to be sent when the one before it has its answer.
+        """
         self._begins = deque(begin for begin in self._begins if begin.call.missing)
         fences = {table: deque(f for f in waiting if f.call.missing) for table, waiting in self._fences.items()}
         self._fences = {table: waiting for table, waiting in fences.items() if waiting}
         self._counters["begins_resent"] += sum(begin.left for begin in self._begins)
-        self._counters["commits_retried"] += sum(commit.sends > 0 for commit in self._commits.values())
+        self._retries = deque(start for start, commit in self._commits.items() if commit.sends)
+        unsent = [commit for commit in self._commits.values() if not commit.sends]
         firsts = [waiting[0] for waiting in self._fences.values()]
-        return b"".join([open_.frames() for open_ in (*self._begins, *self._commits.values(), *firsts)])
+        return b"".join([open_.frames() for open_ in (*self._begins, *unsent, *firsts)]) + self._next_retry()
 
     def oldest_sent_at(self) -> float | None:
         """Return when the request was sent that waits longest; None if none is open."""
-        firsts: list[_Open] = [waiting[0] for waiting in self._fences.values()]
+        firsts: list[_Open] = [fences[0] for fences in self._fences.values()]
         firsts += itertools.islice(self._begins, 1)
-        firsts += itertools.islice(self._commits.values(), 1)
+        firsts += [self._retrying] if self._retrying is not None else ()
+        firsts += itertools.islice(self._commits.values(), 1)  # never one that waits for its turn: they are in order
         return min((first.sent_at for first in firsts), default=None)
 
     def count(self) -> int:
@@ -213,6 +232,16 @@ class OpenRequests:
         self._begins.clear()
         self._fences.clear()
         return done + self.give_up_commits([commit.request for commit in self._commits.values()], why)
+
+    def _next_retry(self) -> bytes:
+        """Return the next commit that is to be asked again and that somebody still waits for; b"" if there is none."""
+        self._retrying = None
+        while self._retries:
+            self._retrying = self._commits.get(self._retries.popleft())
+            if self._retrying is not None:
+                self._counters["commits_retried"] += 1
+                return self._retrying.frames()
+        return b""
 
     def _take_timestamp(self, ts: int, done: list[Call[int] | Call[Outcome]]) -> None:
         if not self._begins:

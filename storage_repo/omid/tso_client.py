@@ -27,7 +27,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 
 _COUNTERS = (
     "begins", "commits", "aborts", "fences", "connections", "begins_resent", "commits_retried", "commits_unknown",
-    "answers_unexpected", "responses", "reads",
+    "answers_unexpected", "responses", "reads", "pads",
 )  # fmt: skip
 _log = structlog.get_logger()
 
@@ -44,6 +44,10 @@ class TsoSettings:
     """An answer that takes longer makes the client drop the connection and ask again over a new one."""
     give_up_s: float = 30.0
     """When a call fails, after all retries: a fail-over takes a lease of 10 s and some start."""
+    batch: int = 8
+    """The TSO's batchSizePerCTWriter, as the stack sets it. A batch that is not full waits 1 ms (the shortest
+    batchPersistTimeoutInMs) for more, so requests that are fewer are filled up by timestamps that nobody uses. With
+    another size in the TSO they wait as ever."""
 
 
 DEFAULT_SETTINGS = TsoSettings()
@@ -127,7 +131,7 @@ class TsoClient:
                 self._check_open()
                 call, frames = self._open.begin(count - len(got))
                 link = self._link
-            answers = self._answers(call, link, frames, deadline)
+            answers = self._answers(call, link, frames, count - len(got), deadline)
             epoch = self.epoch  # only now: a timestamp of the TSO in charge is never below it
             got += [ts for ts in answers.values() if ts >= epoch]
             if len(got) < count and time.monotonic() >= deadline:
@@ -160,7 +164,7 @@ class TsoClient:
             call, frames = self._open.commit(requests, is_connected=self._link is not None)
             link = self._link
         if link is not None:
-            link.send(frames)
+            link.send(frames, len(requests))
         if not call.wait(deadline - time.monotonic()):
             with self._lock:
                 done = self._open.give_up_commits(requests, self._why())
@@ -178,13 +182,14 @@ class TsoClient:
             self._check_open()
             call, frames = self._open.fence(table_id)
             link = self._link
-        return self._answers(call, link, frames, deadline)[0]
+        return self._answers(call, link, frames, 1, deadline)[0]
 
     def statistics(self) -> Mapping[str, int]:
         """Counters since open.
 
         begins, commits, aborts, fences: answers. connections; begins_resent, commits_retried: what was asked again
-        over a later one. commits_unknown. answers_unexpected. responses, reads: how well answers are batched.
+        over a later one. commits_unknown. answers_unexpected. responses, reads: how well answers are batched. pads:
+        timestamps asked for only to fill the TSO's batches.
         """
         with self._lock:
             return dict(self._counters)
@@ -209,10 +214,12 @@ class TsoClient:
         """Close."""
         self.close()
 
-    def _answers(self, call: Call[int], link: Link | None, frames: bytes, deadline: float) -> dict[int, int]:
+    def _answers(
+        self, call: Call[int], link: Link | None, frames: bytes, requests: int, deadline: float
+    ) -> dict[int, int]:
         """Send, if there is a connection, and wait. Raises TsoUnavailable, TsoClosed."""
         if link is not None:
-            link.send(frames)
+            link.send(frames, requests)
         if not call.wait(deadline - time.monotonic()):
             with self._lock:
                 if call.missing:
@@ -269,7 +276,7 @@ class TsoClient:
 
     def _connect(self) -> Link:
         """Open a connection to the TSO in charge, and ask everything open over it. Raises TsoError."""
-        link = Link(self._locator.current(), self._settings.request_timeout_s)
+        link = Link(self._locator.current(), self._settings.request_timeout_s, self._fill)
         with self._lock:
             frames = self._open.again()
             self._counters["connections"] += 1
@@ -280,6 +287,12 @@ class TsoClient:
         self._has_tried.set()
         _log.info("tso_connected", address=str(link.address), epoch=link.address.epoch)
         return link
+
+    def _fill(self, link: Link, requests: int) -> bytes:
+        """Return what makes the requests of a write full batches of the TSO's; b"" over a connection that is over."""
+        missing = -requests % self._settings.batch
+        with self._lock:
+            return self._open.pad(missing) if missing and link is self._link else b""
 
     def _serve(self, link: Link) -> None:
         """Take responses until the connection is lost, or an answer is overdue. Raises LinkLost, TsoIncompatible."""

@@ -11,7 +11,7 @@ import pytest
 
 from argus import ArgusCore, Hint
 from argus.sources import PerformanceDb, PerformanceRow
-from argus.stage import next_batch_size, open_sources, positions_after, process_and_publish, run
+from argus.stage import by_lane, next_batch_size, open_sources, positions_after, process_and_publish, run
 from catalog import LaneName
 from messaging import LogUnavailable, open_embedded_log
 from messaging.api import Log, OutRecord, Record
@@ -200,12 +200,21 @@ def _record(lane: LaneName, offset: int = 0) -> Record:
 def test_lower_lanes_take_smaller_batches() -> None:
     """Only a full batch, most of it of a higher lane, is followed by a larger one; lower lanes' shares do not count."""
     high, low = _record(LaneName.HIGH), _record(LaneName.LOW)
-    assert next_batch_size([high] * 64, 64) == 256
-    assert next_batch_size([_record(LaneName.MEDIUM)] * 64, 64) == 128
-    assert next_batch_size([high] + [low] * 63, 64) == 64
+    assert next_batch_size([high] * 32, 32) == 256
+    assert next_batch_size([_record(LaneName.MEDIUM)] * 32, 32) == 128
+    assert next_batch_size([high] + [low] * 31, 32) == 32
     assert next_batch_size([high] * 224 + [_record(LaneName.MEDIUM)] * 16 + [low] * 16, 256) == 256
-    assert next_batch_size([low] * 64, 256) == 64
-    assert next_batch_size([high] * 10, 256) == 64
+    assert next_batch_size([low] * 32, 256) == 32
+    assert next_batch_size([high] * 10, 256) == 32
+
+
+def test_what_is_of_a_higher_lane_is_worked_on_first() -> None:
+    """Every record once, those of one lane in their order."""
+    high, medium, low = ([_record(lane, n) for n in range(3)] for lane in LANES)
+    mixed = [low[0], high[0], medium[0], high[1], low[1], low[2], medium[1], medium[2], high[2]]
+    assert by_lane(mixed) == [high, medium, low]
+    assert by_lane(low) == [low]
+    assert by_lane([]) == []
 
 
 def test_positions_are_after_the_last_record_of_each_partition() -> None:

@@ -80,11 +80,11 @@ def test_the_built_in_catalogue_loads() -> None:
 def test_layouts_are_for_tables_and_for_their_indexes(tmp_path: Path) -> None:
     """A table's layout is its own; the index tables of its references have another one; others are laid out plainly."""
     file = tmp_path / "more.yaml"
-    layouts = "    layout: {splits: [b, m]}\n    index_layout: {salts: 8, history: false}\n"
+    layouts = "    layout: {splits: [b, m]}\n    index_layout: {salts: 8, history: false, family_deletes: false}\n"
     file.write_text(replaced("  campaign:\n    owner: campaigns\n", f"  campaign:\n    owner: campaigns\n{layouts}"))
     catalog = load_catalog(str(file))
     assert catalog.repo_layouts()["campaign"] == Layout(splits=("b", "m"))
-    assert catalog.repo_layouts()["campaign_by_advertiser"] == Layout(salts=8, history=False)
+    assert catalog.repo_layouts()["campaign_by_advertiser"] == Layout(salts=8, history=False, family_deletes=False)
     assert catalog.repo_layouts().keys() == dict(catalog.repo_tables()).keys()
     others = catalog.repo_layouts().keys() - {"campaign", "campaign_by_advertiser"}
     assert {catalog.repo_layouts()[table] for table in others} == {Layout()}
@@ -109,7 +109,7 @@ def test_one_more_plain_column_takes_two_lines(tmp_path: Path) -> None:
 def test_exports_are_what_all_says() -> None:
     """What the package imports for others is in __all__, once, and nothing else is."""
     modules = {"graph", "keys", "kinds", "loader", "model", "documents", "values", "text", "targeting"}
-    modules |= {"hours", "places", "predicates"}
+    modules |= {"hours", "places", "portable", "predicates"}
     public = {name for name in vars(package) if not name.startswith("_")} - modules
     assert sorted(package.__all__) == sorted(public)
 

@@ -87,7 +87,7 @@ def running(home: Home) -> Iterator[tuple[StageContext, Log, int]]:
             assert not thread.is_alive()
 
 
-def wait_published(home: Home, log: Log, timeout_s: float = 30.0) -> None:
+def wait_published(home: Home, log: Log, timeout_s: float = 120.0) -> None:
     """Wait until everything in the change table is published."""
     with contextlib.closing(sqlite3.connect(home.ads_db)) as connection:
         eventually(
@@ -99,7 +99,7 @@ def wait_published(home: Home, log: Log, timeout_s: float = 30.0) -> None:
         )
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def eventually(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -120,7 +120,7 @@ class Tail:
         self.log.publish(result.records(0), positions=[position] if position else [])
         return changes, result
 
-    def until(self, done: Callable[[list[Change], Materialized], bool], timeout_s: float = 20.0) -> None:
+    def until(self, done: Callable[[list[Change], Materialized], bool], timeout_s: float = 120.0) -> None:
         """Go on until a batch satisfies `done`."""
         deadline = time.monotonic() + timeout_s
         while not done(*self.once()):
@@ -231,7 +231,7 @@ def recount(url: str, states: Entities) -> list[str]:
     return wrong
 
 
-def wait_idle(url: str, log: Log, timeout_s: float = 60.0) -> None:
+def wait_idle(url: str, log: Log, timeout_s: float = 120.0) -> None:
     """Wait until the Gateway has published everything that is in the database now."""
     from gateway import feed_lag
 

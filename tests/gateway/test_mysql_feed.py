@@ -109,7 +109,7 @@ def test_position_is_of_transaction_ends(mysql: Ads, tail: Tail, tmp_path: Path,
 def test_hundred_thousand_rows_in_bounded_memory(mysql: Ads, tail: Tail) -> None:
     """A transaction of 100,000 rows is read in pieces: every row comes once, and memory hardly grows."""
     mysql.run(f"INSERT INTO ads (id, ad_group_id, name) SELECT seq, 1, REPEAT('x', 200) FROM {numbers(100_000)}")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     keys: Counter[object] = Counter()
     most = 0
@@ -273,7 +273,7 @@ def test_purged_binlog_is_an_error_and_a_resync_mends_it(mysql: Ads, tail: Tail,
     run(mysql_admin, "FLUSH BINARY LOGS")
     newest_file = run(mysql_admin, "SHOW MASTER STATUS")[0][0]
     mysql.run("INSERT INTO ads (id, ad_group_id) VALUES (3, 1)")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while run(mysql_admin, f"PURGE BINARY LOGS TO '{newest_file}'", "SHOW BINARY LOGS")[0][0] != newest_file:
         assert time.monotonic() < deadline
     with pytest.raises(PositionLost, match="Run the resync workflow"):

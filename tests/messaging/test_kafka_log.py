@@ -162,7 +162,7 @@ def test_member_that_has_to_drain_waits_without_spinning(kafka: KafkaLog) -> Non
     kafka.publish(out("t", 10, keys=10))
     first, second = kafka.consumer("g", ["t"]), kafka.consumer("g", ["t"])
     polled = first.poll(100, 5)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while not first._membership.wants_to_share:
         assert time.monotonic() < deadline
         assert second.poll(10, 0.1) == []
@@ -201,7 +201,7 @@ def test_two_groups_polled_in_turn_both_join(kafka: KafkaLog, wait_s: float) -> 
         kafka.ensure_topic(topic, 8)
     kafka.publish(out("high", 20, keys=20) + out("deferred", 5, keys=5))
     first, second = kafka.consumer("g", topics, member="a-0"), kafka.consumer("g-deferred", ["deferred"], member="a-0")
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + 120
     got: dict[str, set[int]] = {"high": set(), "deferred": set()}
     while (len(got["high"]), len(got["deferred"])) != (20, 5):
         assert time.monotonic() < deadline, f"not in the group: {[topic for topic, seen in got.items() if not seen]}"
@@ -258,7 +258,7 @@ def test_broker_killed_and_restarted(own_stack: Stack) -> None:
                 unread.publishing()
         assert not known.publishing(), "what was read holds while the broker is away"
         own_stack.restart("kafka")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while len(acknowledged) < killed_at + 50:
             assert time.monotonic() < deadline, f"{len(acknowledged)} acknowledged, {killed_at} before the kill"
             consume(0.5)

@@ -100,7 +100,7 @@ def test_kill_nine_at_random(log: Log, start: Callable[..., Worker], tmp_path: P
             worker.finish()
             finished.append(name)
     ends = log.end_offsets("t")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while log.committed("g", "t") != ends:
         assert time.monotonic() < deadline, f"stuck at {log.committed('g', 't')} of {ends}"
         log.wait(["t"], {("t", p): end for p, end in ends.items()}, 0.05)

@@ -103,7 +103,7 @@ def test_hold_ends_when_publishing_is_on_again(topics: Log) -> None:
     switches, stop, beats = Switches(topics), threading.Event(), []
     thread = threading.Thread(target=lambda: switches.hold(stop.wait, lambda: beats.append(1)))
     thread.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while len(beats) < 3:
         assert thread.is_alive()
         assert time.monotonic() < deadline

@@ -152,7 +152,7 @@ def test_killed_servers_come_back_on_their_ports_with_rows_and_later_timestamps(
 
 def both_tsos(stack: Stack) -> tuple[str, str, dict[str, ServerInfo]]:
     """Start both and return who serves and who stands by, once one does each; one that lost its lease starts again."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 120
     while True:
         servers = up_or_skip(stack, [*ALL, "omid2"])
         first, second = sorted(("omid", "omid2"), key=lambda name: servers[name].state)
@@ -167,7 +167,7 @@ def test_a_second_tso_stands_by_and_takes_over(stack: Stack) -> None:
     assert current_tso(servers["hbase"]) == f"127.0.0.1:{servers[serving].port}"
     last = begin(servers[serving])
     stack.kill(serving)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 120
     while stack.status([waiting])[waiting].state != "ready":
         assert time.monotonic() < deadline, "nobody took over"
         time.sleep(0.1)

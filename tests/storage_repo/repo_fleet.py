@@ -128,7 +128,7 @@ class Fleet:
             worker.silent = True
             self._progress.notify_all()
 
-    def wait_lines(self, worker: Worker, count: int, timeout_s: float = 60) -> None:
+    def wait_lines(self, worker: Worker, count: int, timeout_s: float = 120) -> None:
         """Block until a worker has written so many lines or has ended."""
         with self._progress:
             ok = self._progress.wait_for(lambda: len(worker.lines) >= count or worker.silent, timeout_s)

@@ -130,10 +130,11 @@ def test_clients_killed_at_every_step(installation: HbaseBackend, repo: HbaseRep
 
     assert repo.flush()
     healed = {step: shadow_cells(connections, step) for step in COMMITTED}
-    # A reader heals what it has read: not who wrote it, which shares its row's commit timestamp anyhow.
+    # A reader heals what it has read: not who wrote it, which shares its row's commit timestamp anyhow. What it has not
+    # looked up in the commit table, because another row told the commit while it was read, the WAL proxy heals.
+    assert healed.pop("finish-one") in (10, 11)
     assert healed == {
         "decided": 9,
-        "finish-one": 11,
         **dict.fromkeys(COMMITTED[2:], 12),
     }
     assert [row.row for row in connections.rows(COMMIT_TABLE, [commit_key(said["nowhere"][0])], [b"F"], 1 << 62)] == []

@@ -14,7 +14,7 @@ import happybase
 import pytest
 
 from compose import ServerInfo
-from storage_repo import Conflict, Origin, RepoSchema
+from storage_repo import Conflict, Origin, RepoSchema, TableLayout
 from storage_repo.hbase.names import ORIGIN_FAMILY
 from storage_repo.hbase.repo import HbaseRepo, apply_schema
 from storage_repo.omid import ids, layout
@@ -341,6 +341,19 @@ def test_java_deletes_a_family(world: World, row: str) -> None:
     world.we_write((row, "f:a", b"again"))
     assert world.we_read(row) == {"f:a": b"again", "g:c": b"3"}
     assert world.java_reads(key) == {b"f:a": b"again", b"g:c": b"3"}
+
+
+def test_where_nobody_deletes_families_the_mark_is_not_looked_for(world: World, row: str) -> None:
+    """In a table declared so, reads of chosen columns are blind to a deletion all the same; those of whole rows not."""
+    world.we_write((row, "f:a", b"1"))
+    world.java.begin("d")
+    world.java.delete("d", DOCS, row.encode(), b"f")
+    world.java.commit("d")
+    layouts = {"docs": TableLayout(family_deletes=False)}
+    with closing(HbaseRepo.open(world.url, RepoSchema.of([("docs", ("f", "g"))], layouts=layouts))) as repo:
+        assert repo.snapshot().get("docs", row, ["f:a"]) == {"f:a": b"1"}
+        assert repo.snapshot().get("docs", row) == {}
+    assert world.repo.snapshot().get("docs", row, ["f:a"]) == {}
 
 
 def test_java_deletes_a_row(world: World, row: str) -> None:

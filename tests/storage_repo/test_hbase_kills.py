@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.stress, pytest.mark.timeout(900)]
 
 ONE_OF_EACH = ("hbase", "thrift", "thrift2", "omid")
 FURTHER = ("regionserver", "regionserver2")
-# A further region server's session ends after 3 s instead of 10: ZooKeeper grants no less than 2 ticks.
+# A further region server's session ends after 10 s: ZooKeeper grants 2 to 20 ticks.
 OVERRIDES = {"hbase": {"hbase.zookeeper.property.tickTime": "500"}}
 SPLIT_AT = {"ad": b"account-5", "pin": b"transfer-1-"}
 """In the middle of the accounts, and of the records by client."""
@@ -56,7 +56,7 @@ def cluster() -> Iterator[Cluster]:
     with temporary_stack(OVERRIDES) as stack:
         up = up_or_skip(stack, (*ONE_OF_EACH, *FURTHER))
         with administration(up["hbase"].log_file.parent / "conf") as admin:
-            wait_until(lambda: len(admin.servers()) == 3)
+            wait_until(lambda: len(admin.servers()) == 3, 120, lambda: f"{admin.servers()} of {stack.status(FURTHER)}")
             yield Cluster(stack, up["hbase"].url, admin)
 
 

@@ -329,6 +329,35 @@ def test_history_tells_versions_and_writers(repo: Repo, clock: FakeClock) -> Non
     times = [v.committed_at_us for v in history[X]]
     assert [times[0] - t for t in times] == [0, 1_000_000, 2_000_000]
     assert repo.history("ad", "1", Y) == {Y: history[Y]}
+
+
+def test_rows_changed_since_a_time_are_those_that_history_says(repo: Repo, clock: FakeClock) -> None:
+    """Of many rows of several tables at once: by the newest version of any asked column, a tombstone too."""
+    asked = [*(("ad", f"{n}") for n in range(6)), ("campaign", "1"), ("campaign", "absent")]
+    for row, column, value in (
+        ("1", X, b"a"),
+        ("2", X, b"a"),
+        ("3", Y, b"a"),
+        ("4", "derived:z", b"a"),
+        ("2", X, b"b"),
+    ):
+        put(repo, row, value, column)
+        clock.advance(1)
+    put(repo, "1", b"c", table="campaign")
+    put(repo, "1", None)
+    columns = {"ad": [X, Y], "campaign": [X]}
+    newest = {
+        (table, row): max((v[0].committed_at_us for c, v in repo.history(table, row).items() if c in columns[table]),
+                          default=None)
+        for table, row in asked
+    }  # fmt: skip
+    times = sorted({at for at in newest.values() if at is not None})
+    assert len(times) == 3
+    for since_us in (1, *times, *(at + 1 for at in times)):
+        expected = {row_id for row_id, at in newest.items() if at is not None and at >= since_us}
+        assert repo.changed_since(asked, columns, since_us) == expected
+    assert repo.changed_since(asked, columns, times[0]) == {("ad", "1"), ("ad", "2"), ("ad", "3"), ("campaign", "1")}
+    assert repo.changed_since([], columns, 1) == set()
     assert repo.history("ad", "1", "control:none") == {}
 
 

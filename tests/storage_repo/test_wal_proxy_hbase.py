@@ -9,7 +9,7 @@ import os
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pytest
 from catalog import LaneName
 from compose import ServerInfo
 from messaging import Log
+from messaging.headers import now_us
 from messaging.home import Home
 from messaging.topics import NOTIFICATIONS, PENDING
 from storage_repo import Limits, RepoSchema
@@ -36,6 +37,7 @@ from storage_repo.hbase.wal import (
 )
 from storage_repo.hbase.wal._registry import ROOT
 from storage_repo.hbase.wal._resolver import Resolver
+from storage_repo.hbase.wal._rows import Rows
 from storage_repo.hbase.wal.master import Master, Peer, connect
 from storage_repo.hbase.wal.proxy import ensure_peer
 from storage_repo.omid import layout
@@ -205,7 +207,8 @@ def test_transactions_that_did_not_commit_are_dropped_by_reason(
     with ProxyThread(store, home, log, grace_s=0.2, max_age_s=1.0) as proxy:
         slow, invalid, late = (store.begin() for _ in range(3))
         per = layout.VERSIONS_PER_TRANSACTION
-        before_the_tso = Transaction(store, commit_table.low_watermark() // per * per, JAVA)
+        below = commit_table.low_watermark() // per - random.randrange(1 << 20)  # no other test has had it forbidden
+        before_the_tso = Transaction(store, max(below, 0) * per, JAVA)
         named = {"slow": slow, "invalid": invalid, "late": late, "before the TSO": before_the_tso}
         for row, transaction in named.items():
             transaction.put("ad", row, STATUS)
@@ -219,6 +222,7 @@ def test_transactions_that_did_not_commit_are_dropped_by_reason(
             lambda: proxy.counter("ignored:never_committed") == 1, why=lambda: str(proxy.context.metrics.counters)
         )
         assert commit_table.lookup([before_the_tso.start])[before_the_tso.start].commit_ts is None
+        notified.wait_for({("ad", "slow", slow.commit_ts): frozenset({"status"})})  # it was healed, perhaps just now
         assert [key[1] for key in notified.found()] == ["slow"]
         wait_until(lambda: proxy.context.metrics.gauges["pending"] == 1)
         assert late.commit() is not None
@@ -226,6 +230,35 @@ def test_transactions_that_did_not_commit_are_dropped_by_reason(
         wait_until(lambda: proxy.context.metrics.gauges["pending"] == 0)
         assert notified.found() == store.recount()
         assert {key[1] for key in store.recount()} == {"slow", "late"}
+
+
+def test_a_writer_that_finishes_between_two_looks_is_not_given_up(
+    store: Store, home: Home, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row had no shadow cell at the first look; at the second it has, and its entry is gone from the table.
+
+    Its start is one that the proxy gives up by itself, whatever the TSO's low watermark.
+    """
+    monkeypatch.setattr(_resolver, "_SLOWEST_LOOK_S", 0.5)
+    start = now_us() // 1000 // layout.VERSIONS_PER_TRANSACTION * layout.VERSIONS_PER_TRANSACTION
+    finishing = Transaction(store, start, JAVA, commit_ts=start + layout.VERSIONS_PER_TRANSACTION)
+    finishing.put("ad", "1", STATUS)
+    forbid, looks = Rows.forbid, list[set[int]]()
+
+    def finish_first(rows: Rows, starts: Iterable[int]) -> set[int]:
+        finishing.shadow()
+        looks.append(set(starts))
+        return forbid(rows, looks[-1])
+
+    monkeypatch.setattr(Rows, "forbid", finish_first)
+    notified = Notified(log)
+    with ProxyThread(store, home, log, grace_s=0.2, max_age_s=1.0) as proxy:
+        finishing.write()
+        notified.wait_for({("ad", "1", finishing.commit_ts): frozenset({"status"})})
+        wait_until(lambda: bool(looks))
+        wait_until(lambda: proxy.context.metrics.gauges["pending"] == 0)
+        assert looks[0] == {start}
+        assert proxy.counter("ignored:never_committed") == 0
 
 
 def test_a_shadow_cell_that_is_none_holds_up_nothing(store: Store, home: Home, log: Log) -> None:
@@ -394,16 +427,26 @@ def test_several_share_the_load_and_replace_one_that_dies(store: Store, home: Ho
             stack.callback(proxy.kill)
             proxy.wait_for("ready")
         wait_until(lambda: is_registered(store, 2))
-        writing = threading.Thread(target=write, args=(store, rng, 250))
+        enough = threading.Event()
+
+        def write_on() -> None:
+            while not enough.is_set():
+                write(store, rng, 10)
+
+        writing = threading.Thread(target=write_on)
         writing.start()
-        wait_until(lambda: len(notified.found()) > 60)
-        proxies[0].kill()
-        writing.join(PATIENCE_S)
+        try:
+            wait_until(lambda: all(batches_of(home, worker) > 5 for worker in range(2)))
+            proxies[0].kill()
+            seen = len(notified.found())
+            wait_until(lambda: len(notified.found()) > seen + 60)
+        finally:
+            enough.set()
+            writing.join(PATIENCE_S)
         committed = store.recount()
         notified.wait_for(committed)
         assert notified.found() == committed
         wait_until(lambda: is_registered(store, 1))
-        assert all(batches_of(home, worker) > 5 for worker in range(2))
 
 
 def test_status_tells_peers_instances_and_queues(store: Store, home: Home, log: Log) -> None:

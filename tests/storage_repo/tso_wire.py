@@ -22,7 +22,7 @@ class Wire:
         """Where nothing that the server says is passed on."""
         self._frozen: set[socket.socket] = set()
         """Where nothing that the client says is passed on."""
-        self._is_open = True
+        self._is_open, self._freezes_next = True, False
         self._listener = socket.create_server(("127.0.0.1", 0))
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -45,6 +45,11 @@ class Wire:
         """From now on the present connections bring nothing to the server; new ones do."""
         with self._lock:
             self._frozen.update(client for client, _ in self._pairs)
+
+    def freeze_next(self) -> None:
+        """The next connection will bring nothing to the server."""
+        with self._lock:
+            self._freezes_next = True
 
     def cut(self) -> None:
         """Close the present connections."""
@@ -79,6 +84,9 @@ class Wire:
                         continue
                     server = socket.create_connection(("127.0.0.1", self._target))
                     self._pairs.append((client, server))
+                    if self._freezes_next:
+                        self._frozen.add(client)
+                        self._freezes_next = False
                 threading.Thread(target=self._pass_on, args=(client, server, self._frozen, True), daemon=True).start()
                 threading.Thread(target=self._pass_on, args=(server, client, self._deaf, False), daemon=True).start()
 
@@ -109,7 +117,7 @@ def wire_to(port: int) -> Iterator[Wire]:
         wire.close()
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
     """Return when the condition holds; fail when it takes longer than a loaded machine needs."""
     deadline = time.monotonic() + timeout_s
     while not condition():

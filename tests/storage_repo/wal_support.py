@@ -53,7 +53,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CATALOG = load_catalog()
 WATCHED = {"ad": frozenset({"control:status", "control:name"}), "pin": frozenset({"content:title"})}
 FAMILIES = (("ad", ("control", "meta")), ("pin", ("content",)))
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 """Far above what anything takes here; a loaded machine may need it."""
 
 Found = dict[tuple[str, str, int], frozenset[str]]
@@ -362,8 +362,8 @@ def prepared_log(home: Home, kafka: str, token: str) -> Iterator[Log]:
 
 def batches_of(home: Home, worker: int) -> int:
     """Return how many batches a proxy has acknowledged, by its metrics file."""
-    (found,) = (metrics for metrics in read_metrics(home.metrics) if metrics["process"] == f"wal_proxy-{worker}")
-    return int(found["counters"].get("batches", 0))
+    found = [metrics for metrics in read_metrics(home.metrics) if metrics["process"] == f"wal_proxy-{worker}"]
+    return sum(int(metrics["counters"].get("batches", 0)) for metrics in found)
 
 
 def is_registered(store: Store, instances: int) -> bool:
