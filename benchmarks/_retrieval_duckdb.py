@@ -104,6 +104,11 @@ class DuckDBEngine:
         return rows
 
     @staticmethod
+    def documents(answer: Any) -> list[bytes]:
+        """Return nothing: the table has columns only."""
+        return []
+
+    @staticmethod
     def rows(answer: Found) -> Found:
         """Return ids and scores."""
         return answer

@@ -12,8 +12,8 @@ from benchmarks._retrieval_corpus import catalog
 from benchmarks._retrieval_requests import Request
 from manas import Index, Segment
 from manas._folder import Folder, FoldLimits
-from manas._runner import StaticScores
-from manas.api import Answer
+from manas._hits import Hits
+from manas._static_scores import StaticScores
 from messaging.proto import adsindex_pb2 as pb
 
 
@@ -26,14 +26,20 @@ class OurEngine:
         self._built = self._segment.scores
         self._index = Index(self._catalog, self._segment)
 
-    def answer(self, request: Request, k: int) -> Answer:
-        """Return the best `k` by light score."""
-        return self._index.search(request, k, counting=False)
+    def answer(self, request: Request, k: int) -> tuple[list[int], list[float]]:
+        """Return the best `k` by light score: ids; scores."""
+        hits = self._index.search(request, k, counting=False)["hits"]
+        assert isinstance(hits, Hits)
+        return hits.ad_ids, hits.scores
 
     @staticmethod
-    def rows(answer: Answer) -> list[tuple[int, float]]:
+    def rows(answer: tuple[list[int], list[float]]) -> list[tuple[int, float]]:
         """Return ids and scores."""
-        return [(int(hit["ad_id"]), hit["score"]) for hit in answer["hits"]]
+        return list(zip(*answer, strict=True))
+
+    def documents(self, answer: tuple[list[int], list[float]]) -> list[bytes]:
+        """Return the documents of an answer's hits."""
+        return [served.body for served in self._index.get([str(number) for number in answer[0]])]
 
     def rescore(self, file: Path | None) -> None:
         """Rank by other scores, by id from 1 on, whatever order the documents are in; None: those of the build."""

@@ -8,6 +8,11 @@ K = 100
 """Answers wanted of every query."""
 
 
+OURS, TANTIVY, DUCKDB = "ours", "tantivy", "duckdb"
+DRIFT = 0.3
+"""Standard deviation of the logarithm of what bids were multiplied by since the build."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """How many documents, queries and repetitions."""

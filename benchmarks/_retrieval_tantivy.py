@@ -95,6 +95,10 @@ class TantivyEngine:
         """Return ids and scores."""
         return [(number, score) for number, (score, _) in zip(*answer, strict=True)]
 
+    def documents(self, answer: tuple[list[int], list[tuple[float, Any]]]) -> list[bytes]:
+        """Return the documents of an answer's hits."""
+        return [bytes(self._searcher.doc(address)["body"][0]) for _, address in answer[1]]
+
     def _query(self, request: Request) -> Any:
         must, must_not = tantivy.Occur.Must, tantivy.Occur.MustNot
         parts: list[tuple[Any, Any]] = []

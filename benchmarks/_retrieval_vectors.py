@@ -47,6 +47,10 @@ from manas._vector_ranking import NeighbourSearch
 _FIELDS = ("ad_id", "interests", "price_micros", "embedding")
 _PRICES = 10_000
 """Prices are whole numbers below, evenly spread."""
+_MOST_FOR_GRAPHS = 200_000
+"""Vectors: a million take every one of the graphs some five minutes to build."""
+_QUERIES_OF_MANY = 40
+"""Their true answers are found by comparing everything, for every query and case."""
 _TAGS = tuple(share for share in SHARES if share < 1)
 
 _log = structlog.get_logger()
@@ -60,9 +64,20 @@ class VectorSizes:
     centres: int = 1_000
     queries: int = 100
     rounds: int = 3
+    graphs: bool = True
+    """Peers that are graphs as well."""
 
 
 QUICK = VectorSizes(vectors=6_000, centres=60, queries=12, rounds=1)
+
+
+def vector_sizes(quick: bool, documents: int | None) -> VectorSizes:
+    """Return the sizes to run with; `documents` None leaves their number as it is. Too many take no graphs."""
+    sizes = QUICK if quick else VectorSizes()
+    if documents is None:
+        return sizes
+    many = documents > _MOST_FOR_GRAPHS
+    return replace(sizes, vectors=documents, graphs=not many, queries=_QUERIES_OF_MANY if many else sizes.queries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +126,7 @@ def _measure(report: Report, head: str, noise: float, sizes: VectorSizes, direct
     ours = {case.name: _ours(report, index, case, queries, sizes.rounds) for case in cases}
     theirs: dict[str, list[tuple[str, tuple[Timing, int] | None]]] = {case.name: [] for case in cases}
     threads = psutil.cpu_count() or 1
-    for peer in peers(matrix, list_count(len(matrix)), threads=threads):
+    for peer in peers(matrix, list_count(len(matrix)), graphs=sizes.graphs, threads=threads):
         report.add(f"hybrid, {head}", "build s, index alone, all cores", None, peer.name, peer.build_s)
         for case in cases:
             found = tuned(peer, queries, case.mask, case.truth, sizes.rounds)
@@ -142,14 +157,14 @@ def _compare(report: Report, case: str, own: _Ours, theirs: list[tuple[str, tupl
 def _ours(report: Report, index: Index, case: _Case, queries: Matrix, rounds: int) -> _Ours:
     requests = [{"vector": query.tolist(), **case.condition} for query in queries]
     parser, views = RequestParser(index.schema), index.view.layers()
-    parsed = [parser.parse(request) for request in requests]
+    parsed, limits = [parser.parse(request) for request in requests], PlannerLimits()
 
     def whole(number: int) -> Ids:
         return np.array([hit["ad_id"] for hit in index.search(requests[number], K)["hits"]], np.int64)
 
     def search(number: int) -> Ids:
         query = parsed[number]
-        near = NeighbourSearch(views, query.conditions, query.vector_field or "", _vector(query), PlannerLimits())
+        near = NeighbourSearch(views, query.conditions, query.vector_field or "", _vector(query), limits)
         return near.best(K, int_keys=True).keys
 
     timed(search, case.truth, 1)

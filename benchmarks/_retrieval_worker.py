@@ -78,6 +78,8 @@ class Result(msgspec.Struct):
     first_answer_s: float
     tasks: dict[str, Figures]
     notes: list[str]
+    read_us: list[float] = []
+    """For each of some answers to the first task: reading the documents of its hits. None by an engine without them."""
 
 
 class _Engine(Protocol):
@@ -86,6 +88,9 @@ class _Engine(Protocol):
 
     def rows(self, answer: Any) -> list[tuple[int, float]]:
         """Return an answer as pairs of id and score."""
+
+    def documents(self, answer: Any) -> list[bytes]:
+        """Return the documents of an answer's hits, as they came; none where the engine has no documents."""
 
 
 class _Served:
@@ -137,9 +142,26 @@ def main(file: Path) -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.readline()
+    result.read_us = _read(served.engine(first), asked[first.kind], order.budget_s)
     for task in order.tasks:
         result.tasks[task.name] = _measure(served.engine(task), asked[task.kind], order.budget_s)
     sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
+
+
+def _read(engine: _Engine, asked: list[dict[str, Any]], budget_s: float) -> list[float]:
+    """Return microseconds for the documents of each of some answers; the answers are not in the time."""
+    found = [engine.answer(request, K) for request in asked[:_WARM_UP]]
+    if not engine.documents(found[0]):
+        return []
+    taken: list[float] = []
+    until = time.perf_counter() + budget_s / 2
+    for answer in itertools.cycle(found):
+        begun = time.perf_counter_ns()
+        engine.documents(answer)
+        taken.append((time.perf_counter_ns() - begun) / 1e3)
+        if len(taken) >= _MOST or time.perf_counter() > until:
+            return taken
+    return taken
 
 
 def _measure(engine: _Engine, asked: list[dict[str, Any]], budget_s: float) -> Figures:

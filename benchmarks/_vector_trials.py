@@ -19,11 +19,12 @@ DIMS = 64
 NOISE = {"clustered": 0.8, "weak": 1.6}
 """Length of the noise around a centre of length 1."""
 SHARES = (0.001, 0.01, 0.1, 0.5, 1.0)
-_TUNING_S = 1.0
-"""For one setting of a peer; it is judged by the queries that were answered until then."""
+_TUNING_S = 0.5
+"""For one setting of a peer; it is judged by the queries that were answered until then. A hundred queries of 5 ms: what
+is slower than that is no rival, and a case has up to a dozen settings of seven peers."""
 _LEAST_QUERIES = 10
-_TIMING_S = 1.0
-"""For one round of a setting."""
+_TIMING_S = 0.5
+"""For one round of a setting, which has a hundred queries where these take less than 5 ms."""
 _HALVINGS = 2
 """How often the interval between a setting that does not do and twice as much, which does, is halved."""
 
@@ -135,11 +136,15 @@ def _ask(peer: Peer, queries: Matrix, mask_of: Callable[[], Mask | None], settin
 
 
 def _recall(search: Search, truth: list[set[int]]) -> float | None:
-    """Return the recall over as many queries as there is time for, None when that is too few."""
+    """Return the recall over as many queries as there is time for, None when that is too few.
+
+    Once so much was missed that all the rest could not make up for it, what was found until then is enough to know.
+    """
     until = time.perf_counter() + _TUNING_S
     hits = asked = 0
+    bearable = (1 - RECALL) * sum(map(len, truth))
     for number, wanted in enumerate(truth):
-        if time.perf_counter() > until and number >= _LEAST_QUERIES:
+        if asked - hits > bearable or (time.perf_counter() > until and number >= _LEAST_QUERIES):
             break
         if time.perf_counter() > until + _TUNING_S:
             return None

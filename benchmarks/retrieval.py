@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import msgspec
@@ -34,26 +33,26 @@ from benchmarks._report import Report, machine_of
 from benchmarks._retrieval_checks import check
 from benchmarks._retrieval_corpus import Corpus
 from benchmarks._retrieval_judge import Hits, judge
+from benchmarks._retrieval_report import report_builds, report_queries
 from benchmarks._retrieval_requests import BOTH_WORDS, PAYLOADS, RANGES, SOME_WORD, TARGETING, requests
-from benchmarks._retrieval_sizes import QUICK, K, Sizes
-from benchmarks._retrieval_vectors import measure_vectors
-from benchmarks._retrieval_worker import Figures, Order, Result, Task
+from benchmarks._retrieval_sizes import DRIFT, DUCKDB, OURS, QUICK, TANTIVY, K, Sizes
+from benchmarks._retrieval_vectors import VectorSizes, measure_vectors
+from benchmarks._retrieval_worker import Order, Result, Task
 from cli.runtime import ROOT
 from manas import SegmentWriter
 
 PARTS = ("boolean", "vectors")
-OURS, TANTIVY, DUCKDB = "ours", "tantivy", "duckdb"
 MOVED, ANY_ORDER = "score_moved", "score_any"
 """Columns, and names of files, of other scores than those that the index was built by."""
-_DRIFT = 0.3
-"""Standard deviation of the logarithm of what bids were multiplied by since the build."""
 _TRIED = 15
 """Requests by which tantivy's forms of a query are compared."""
 _PATIENCE_S = 600.0
 _progress = Console(stderr=True)
 
 
-def run(quick: bool, sizes: Sizes | None = None, parts: Sequence[str] = PARTS) -> dict[str, Any]:
+def run(
+    quick: bool, sizes: Sizes | None = None, parts: Sequence[str] = PARTS, vectors: VectorSizes | None = None
+) -> dict[str, Any]:
     """Run the benchmark, or some of PARTS. Raises BenchmarkFailed, also when engines disagree."""
     chosen, report = sizes or (QUICK if quick else Sizes()), Report()
     with tempfile.TemporaryDirectory(prefix="adsindex-bench-") as name:
@@ -64,7 +63,7 @@ def run(quick: bool, sizes: Sizes | None = None, parts: Sequence[str] = PARTS) -
         if "vectors" in parts:
             _say("vectors")
             with tempfile.TemporaryDirectory(dir=name) as directory:
-                measure_vectors(report, Path(directory), quick=quick)
+                measure_vectors(report, Path(directory), quick=quick, sizes=vectors)
     return report.to_json("retrieval", machine)
 
 
@@ -90,7 +89,7 @@ def _boolean(report: Report, sizes: Sizes, directory: Path) -> None:
     _say(f"{sizes.documents:,} documents")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as builder:
         builder.submit(_prepare, prepared, sizes, TANTIVY in peers, DUCKDB in peers).result()
-    _report_builds(report, sizes, json.loads((prepared / "builds.json").read_text()))
+    report_builds(report, sizes, json.loads((prepared / "builds.json").read_text()))
     forms = _forms(prepared, sizes) if TANTIVY in peers else {}
     rounds: dict[str, list[Result]] = {}
     pairs: dict[str, list[list[Result]]] = {}
@@ -105,7 +104,7 @@ def _boolean(report: Report, sizes: Sizes, directory: Path) -> None:
                 pairs.setdefault(engine, []).append(both)
     right = msgspec.json.decode((prepared / "right.json").read_bytes(), type=dict[str, dict[int, Hits]])
     check(rounds, right, report)
-    _report_queries(report, sizes, rounds, pairs)
+    report_queries(report, sizes, rounds, pairs)
     if forms:
         told = ", ".join(f"{kind}: {form}" for kind, form in forms.items())
         report.note(f"tantivy's faster form by {_TRIED} requests of each kind: {told}")
@@ -123,7 +122,7 @@ def _prepare(directory: Path, sizes: Sizes, tantivy: bool, duckdb: bool) -> None
     documents = list(corpora.documents(corpus))
     rng = np.random.default_rng(corpora.SEED + 1)
     scores = {
-        MOVED: corpus.scores * rng.lognormal(0.0, _DRIFT, corpus.count),
+        MOVED: corpus.scores * rng.lognormal(0.0, DRIFT, corpus.count),
         ANY_ORDER: rng.permutation(corpus.scores),
     }
     for name, values in scores.items():
@@ -265,80 +264,6 @@ def _line(process: subprocess.Popen[str]) -> str:
         _, words = process.communicate(timeout=_PATIENCE_S)
         raise BenchmarkFailed(f"a process ended with {process.returncode}: {words[-1_500:]}")
     return line
-
-
-# ---- what is reported ----
-
-
-def _report_builds(report: Report, sizes: Sizes, builds: Mapping[str, Mapping[str, Any]]) -> None:
-    head, count = f"{sizes.documents:,} ads", sizes.documents
-    rates = {name: count / median(built["seconds"]) for name, built in builds.items()}
-    sums: dict[str, tuple[float, float]] = {}
-    for name, built in builds.items():
-        parts = {part: size / count for part, size in built["parts"].items()}
-        stored = parts.get("forward" if name == OURS else "store", 0.0)
-        without = sum(parts.values()) - stored - parts.get("payloads", 0.0)
-        sums[name] = without, stored
-        told = ", ".join(f"{part} {size:.1f}" for part, size in sorted(parts.items(), key=lambda p: -p[1]))
-        report.note(f"bytes per document, {name}: {told}")
-    peer = TANTIVY if TANTIVY in builds else None
-    report.add(head, "documents/s built", rates[OURS], peer, rates.get(TANTIVY), more_is_better=True)
-    report.add(head, "index bytes per document", sums[OURS][0], peer, sums[peer][0] if peer else None)
-    report.add(head, "stored bytes per document", sums[OURS][1], peer, sums[peer][1] if peer else None)
-    report.note(
-        "index bytes: everything but the stored documents (ours: forward index, as they came; tantivy: store, LZ4) and "
-        "payloads, which tantivy does not have; built by one core each from the same documents in memory"
-    )
-
-
-def _report_queries(
-    report: Report, sizes: Sizes, rounds: Mapping[str, list[Result]], pairs: Mapping[str, list[list[Result]]]
-) -> None:
-    head = f"{sizes.documents:,} ads"
-    first = {name: median(result.first_answer_s for result in results) for name, results in rounds.items()}
-    peers: list[str | None] = [name for name in rounds if name != OURS]
-    for peer in peers or [None]:
-        report.add(head, "s from process start to first answer", first[OURS], peer, first[peer] if peer else None)
-    for name in rounds[OURS][0].tasks:
-        case = f"{head}, {name}"
-        own = [result.tasks[name] for result in rounds[OURS]]
-        named: list[str | None] = [p for p in rounds if p != OURS and _peer_task(rounds[p][0], name)]
-        for peer in named or [None]:
-            theirs = [] if peer is None else [r.tasks[_peer_task(r, name)] for r in rounds[peer]]
-            _report_task(report, case, own, peer, theirs)
-        if pairs and name in pairs[OURS][0][0].tasks:
-            both = {
-                engine: median(sum(result.tasks[name].qps for result in pair) for pair in two)
-                for engine, two in pairs.items()
-            }
-            other = TANTIVY if TANTIVY in both else None
-            metric = "QPS, two processes on two cores"
-            report.add(case, metric, both[OURS], other, both[other] if other else None, more_is_better=True)
-    report.note(
-        f"k = {K}; from the request to ids and scores, one core unless it says two; seed {corpora.SEED}; "
-        f"bids moved: times exp(N(0, {_DRIFT})); delta: {sizes.changed:.0%} of the ads changed; tantivy keeps no order "
-        "by score, so its figure for targeting stands beside ours in every order of ids"
-    )
-
-
-def _peer_task(result: Result, name: str) -> str:
-    """Return which task of a peer stands beside one of ours, "" for none."""
-    if name in result.tasks:
-        return name
-    base = next(iter(result.tasks))
-    return base if name.startswith("targeting, ") and name.endswith(("since the build", "in any order")) else ""
-
-
-def _report_task(
-    report: Report, case: str, own: Sequence[Figures], peer: str | None, theirs: Sequence[Figures]
-) -> None:
-    def of(figures: Sequence[Figures], share: float) -> float | None:
-        return median(f.quantile_us(share) for f in figures) if figures else None
-
-    rate = median(f.qps for f in theirs) if theirs else None
-    report.add(case, "QPS", median(f.qps for f in own), peer, rate, more_is_better=True)
-    report.add(case, "p50 us", of(own, 0.5), peer, of(theirs, 0.5))
-    report.add(case, "p99 us", of(own, 0.99), peer, of(theirs, 0.99))
 
 
 def _say(what: str) -> None:

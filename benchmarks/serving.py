@@ -8,6 +8,7 @@ answer is taken too, with the base in the page cache.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -98,7 +99,7 @@ def measure(report: Report, home: Home, catalog: Catalog, log: Log, sizes: Sizes
         rested, loaded = [], []
         for number in range(sizes.rounds):
             rested.append(_ask(port, catalog, sizes, number))
-            with _deltas(home, catalog, port, sizes, number) as applied:
+            with _deltas(home, port, sizes, number) as applied:
                 loaded.append(_ask(port, catalog, sizes, number))
             loaded[-1]["lag"] = applied
             _log.info("round", number=number, at_rest=_shown(rested[-1]), under_deltas=_shown(loaded[-1]))
@@ -205,40 +206,45 @@ def _server(home: Home) -> Iterator[tuple[int, float]]:
 
 
 @contextmanager
-def _deltas(home: Home, catalog: Catalog, port: int, sizes: Sizes, number: int) -> Iterator[list[int]]:
+def _deltas(home: Home, port: int, sizes: Sizes, number: int) -> Iterator[list[int]]:
     """Have deltas published at a steady rate by a process of its own, a fifth of them of new ads.
 
-    Gives a list that gets the microseconds that each took until it was answerable.
+    It follows what becomes answerable too, so that the caller's process does nothing but ask. Gives a list that has,
+    when the block is left, the microseconds that each delta took.
     """
     spawn = multiprocessing.get_context("spawn")
-    stop, taken = spawn.Event(), list[int]()
-    process = spawn.Process(target=_publish, args=(home.root, sizes, number, stop))
-    with ManasClient(port, catalog) as client:
-        applied = client.follow()
-
-        def collect() -> None:
-            taken.extend(document.answerable_us - document.origin_us for document in applied)
-
-        collector = threading.Thread(target=collect)
-        collector.start()
-        process.start()
-        try:
-            while not taken and process.is_alive():
-                time.sleep(0.01)
-            yield taken
-        finally:
-            stop.set()
-            process.join()
-            client.close()
-            collector.join()
+    stop, flowing, taken = spawn.Event(), spawn.Event(), list[int]()
+    here, there = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_publish, args=(home.root, sizes, number, port, stop, flowing, there))
+    process.start()
+    there.close()
+    try:
+        while not flowing.wait(0.01) and process.is_alive():
+            pass
+        yield taken
+    finally:
+        stop.set()
+        with contextlib.suppress(EOFError):  # it ended without a word: its exit code tells
+            taken.extend(here.recv())
+        process.join()
     if process.exitcode != 0:
         raise BenchmarkFailed(f"the publisher of deltas ended with {process.exitcode}")
 
 
-def _publish(root: Path, sizes: Sizes, number: int, stop: Any) -> None:
+def _publish(root: Path, sizes: Sizes, number: int, port: int, stop: Any, flowing: Any, pipe: Any) -> None:
     home, catalog, chance = Home.open(root), load_catalog(), random.Random(sizes.seed + 1 + number)
     version = _SNAPSHOT + (number + 1) * 10_000_000
-    with open_embedded_log(home.log, home.wake) as log:
+    taken: list[int] = []
+    with open_embedded_log(home.log, home.wake) as log, ManasClient(port, catalog) as client:
+        applied = client.follow()
+
+        def collect() -> None:
+            for document in applied:
+                taken.append(document.answerable_us - document.origin_us)
+                flowing.set()
+
+        collector = threading.Thread(target=collect)
+        collector.start()
         began, sent = time.monotonic(), 0
         while not stop.wait(0.01):
             due = int((time.monotonic() - began) * sizes.deltas_per_s)
@@ -254,6 +260,9 @@ def _publish(root: Path, sizes: Sizes, number: int, stop: Any) -> None:
                 records.append(OutRecord(DELTAS, delta.document_id, delta.SerializeToString()))
             log.publish(records)
             sent = due
+        client.close()
+        collector.join()
+    pipe.send(taken)
 
 
 def _ask(port: int, catalog: Catalog, sizes: Sizes, number: int) -> dict[str, Any]:

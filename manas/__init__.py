@@ -16,6 +16,7 @@ from manas._exceptions import (
     SegmentMissing,
     UnusableCatalog,
 )
+from manas._leftovers import sweep_bases
 from manas._manifest import MANIFEST, FileEntry, Manifest, file_entry, parse_manifest, seal_manifest
 from manas._vector_files import VectorBuild
 from manas._vector_plan import Way
@@ -23,7 +24,7 @@ from manas._vector_ranking import PlannerLimits
 from manas._view import Outcome
 from manas._writer import SegmentWriter
 from manas.api import Answer, Hit, SearchBackend
-from manas.bases import BaseInfo, current_base, list_bases, new_version, prune_bases, publish, rollback
+from manas.bases import BaseInfo, current_base, is_version, list_bases, new_version, prune_bases, publish, rollback
 from manas.broker import Broker
 from manas.budgets import is_funded
 from manas.client import ManasClient
@@ -66,6 +67,7 @@ __all__ = [
     "current_base",
     "file_entry",
     "is_funded",
+    "is_version",
     "list_bases",
     "new_version",
     "open_local_index",
@@ -75,4 +77,5 @@ __all__ = [
     "rollback",
     "seal_manifest",
     "shard_of",
+    "sweep_bases",
 ]

@@ -15,7 +15,7 @@ import msgspec
 
 from catalog import Catalog
 from manas._exceptions import SegmentCorrupt, SegmentError
-from manas._manifest import MANIFEST, FileEntry, Manifest, check_files, read_manifest
+from manas._manifest import MANIFEST, FileEntry, Manifest, StoredFamily, check_files, read_manifest
 from manas.segment import Segment
 
 
@@ -62,21 +62,34 @@ def base_manifest(shards: Mapping[str, tuple[Manifest, FileEntry]]) -> Manifest:
     manifests = [manifest for manifest, _ in shards.values()]
     first = manifests[0]
     for manifest in manifests:
-        for name in ("catalog", "fingerprint", "snapshot_ts", "delta_positions", "budget_positions", "fields"):
+        for name in (
+            "catalog",
+            "fingerprint",
+            "snapshot_ts",
+            "delta_positions",
+            "budget_positions",
+            "fields",
+            "static",
+        ):
             if getattr(manifest, name) != getattr(first, name):
                 raise SegmentError(f"shards of one base have different values of {name}; build the base again")
     documents = sum(manifest.documents for manifest in manifests)
     held: Counter[str] = Counter()
     postings: Counter[str] = Counter()
+    stored: dict[str, StoredFamily] = {}
     for manifest in manifests:
         for name, share in manifest.coverage.items():
             held[name] += round(share * manifest.documents)
         postings.update(manifest.postings)
+        for name, own in manifest.stored.items():
+            so_far = stored.get(name, StoredFamily(0, 0))
+            stored[name] = StoredFamily(so_far.bytes + own.bytes, max(so_far.longest, own.longest))
     return msgspec.structs.replace(
         first,
         documents=documents,
         coverage={name: held[name] / documents if documents else 0.0 for name in first.coverage},
         postings=dict(postings),
+        stored=stored,
         files={
             f"{shard}/{name}": file
             for shard, (manifest, own) in shards.items()

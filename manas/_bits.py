@@ -42,10 +42,11 @@ def roaring_of(words: Words) -> BitMap:
 class Bits:
     """A set of ids that changes in place; `words` may be handed to kernels. Not safe for threads."""
 
-    __slots__ = ("count", "words")
+    __slots__ = ("address", "count", "words")
 
     def __init__(self, size: int, *, full: bool = False) -> None:
         self.words: Words = np.zeros(blocks_of(size) * BLOCK_WORDS, np.uint64)
+        self.address: int = self.words.ctypes.data
         self.count = 0
         if full and size:
             whole, rest = divmod(size, 64)
@@ -67,6 +68,13 @@ class Bits:
     def discard(self, ids: Ids) -> None:
         """Take ids out of the set; each at most once in `ids`."""
         self._change(ids, on=False)
+
+    def discard_id(self, internal: int) -> None:
+        """Take one id out of the set: what every delta does in the base, in a fraction of the time of arrays."""
+        words, place, mask = self.words.data, internal >> 6, 1 << (internal & 63)
+        if (before := words[place]) & mask:
+            words[place] = before ^ mask
+            self.count -= 1
 
     def _change(self, ids: Ids, *, on: bool) -> None:
         places = ids >> np.uint32(6)

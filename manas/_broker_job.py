@@ -44,6 +44,8 @@ class Job:
             check_size(self._k)
         self.asked = _pinned(request, self._page)
         self.common = Common()
+        self.words: Common | None = None
+        """How often all shards have the words of its text, None where it has no text."""
         self.answer: Answer | None = None
         self.candidates: list[Hit] | None = None
         """With a second phase: all that it has scored, in order of their scores."""
@@ -83,7 +85,7 @@ class Job:
     def take(self, answers: Sequence[Answer], missing: Mapping[str, str]) -> None:
         """Merge one round's answers; `missing` names the shards that gave none, and why."""
         merged = _merged(answers, missing)
-        hits = merged["hits"]
+        hits = list(merged["hits"])
         if self._scored is not None:
             hits = self._best_candidates(hits)
             self.candidates = hits
@@ -100,7 +102,10 @@ class Job:
                 return
         merged["hits"] = chosen
         if self._page is not None:
-            merged["page_token"] = "" if len(chosen) < self._k else self._next_page(self._page, chosen)
+            if len(chosen) == self._k:
+                merged["page_token"] = self._next_page(self._page, chosen)
+            elif not merged["partial"]:
+                merged["page_token"] = ""
         self.answer = merged
 
     def _best_candidates(self, hits: list[Hit]) -> list[Hit]:

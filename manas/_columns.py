@@ -225,7 +225,7 @@ class Columns:
         try:
             with _uncollected():
                 self._take(batch)
-        except (msgspec.DecodeError, ValueError, TypeError, OverflowError) as error:
+        except (InvalidDocument, RecursionError, msgspec.DecodeError, ValueError, TypeError, OverflowError) as error:
             for document_id, version, body in batch:
                 self._schema.prepare(document_id, version, body)
             raise InvalidDocument(f"documents {batch[0][0]} to {batch[-1][0]}: {error}") from error

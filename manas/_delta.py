@@ -52,6 +52,8 @@ class Delta:
         self._documents: list[PreparedDocument | None] = []
         self._free: list[int] = []
         self._postings: dict[str, dict[str, BitMap]] = {name: defaultdict(BitMap) for name in schema.term_fields}
+        self._keys = np.zeros(_FIRST_CAPACITY, np.int64)
+        """By slot the document id, where ids are whole numbers: every search asks for those of its candidates."""
         self._numbers = {f.name: _Column(f.type) for f in schema.number_fields.values()}
         self._vectors = {f.name: DeltaVectors(f.column.dims) for f in schema.vector_fields.values()}
         self.targets = DeltaTargets(schema)
@@ -71,6 +73,10 @@ class Delta:
             self._documents.append(None)
             for column in self._numbers.values():
                 column.reserve(slot)
+            if slot >= len(self._keys):
+                self._keys = np.concatenate([self._keys, np.zeros_like(self._keys)])
+        if self._schema.int_keys and old is None:
+            self._keys[slot] = int(document.document_id)
         self._index(slot, old, document)
         self.bytes += len(document.body) - (len(old.body) if old is not None else 0)
         self._documents[slot] = document
@@ -165,8 +171,10 @@ class Delta:
 
     def keys(self, ids: Ids, *, int_keys: bool) -> npt.NDArray[Any]:
         """Return document ids in the key's type."""
-        names = [self.document_id(int(i)) for i in ids]
-        return np.array([int(n) for n in names], np.int64) if int_keys else np.array(names, dtype=str)
+        if int_keys:
+            found: npt.NDArray[np.int64] = self._keys[ids]
+            return found
+        return np.array([self.document_id(int(i)) for i in ids], dtype=str)
 
     def postings(self, field: str, term: str) -> BitMap:
         """Return the slots whose field has the term."""
@@ -192,6 +200,16 @@ class Delta:
         """Return the slots whose number is in the closed interval."""
         column = self._numbers.get(field)
         return BitMap() if column is None else BitMap(column.within(low, high))
+
+    def keep_within(self, ids: Ids, field: str, low: float | None, high: float | None) -> Ids:
+        """Return those of some slots whose number is in the closed interval: for few slots far less than `within`."""
+        column = self._numbers.get(field)
+        return ids[:0] if column is None else ids[column.holds(ids, low, high)]
+
+    def keep_without(self, ids: Ids, field: str, low: float | None, high: float | None) -> Ids:
+        """Return those of some slots that have no number in the closed interval."""
+        column = self._numbers.get(field)
+        return ids if column is None else ids[~column.holds(ids, low, high)]
 
     def count_within(self, field: str, low: float | None, high: float | None) -> int:
         """Return how many slots `within` gives."""
@@ -233,6 +251,16 @@ class _Column:
         else:
             self.values[slot] = value
             self.present[slot] = True
+
+    def holds(self, ids: Ids, low: float | None, high: float | None) -> npt.NDArray[np.bool_]:
+        """Tell which of some slots are in the closed interval."""
+        chosen: npt.NDArray[np.bool_] = self.present[ids]
+        values = self.values[ids]
+        if low is not None:
+            chosen &= values >= low
+        if high is not None:
+            chosen &= values <= high
+        return chosen
 
     def within(self, low: float | None, high: float | None) -> Ids:
         """Return the slots in the closed interval."""

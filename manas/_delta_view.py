@@ -34,10 +34,12 @@ from manas._clauses import (
 )
 from manas._delta import Delta
 from manas._geo import cells_at
-from manas._layer import After, Boost, Candidates, Ids, id_array
+from manas._layer import After, Boost, Candidates, Counts, Ids, id_array
 from manas._predicates import EVERY, request_terms
 from manas._schema import MICROS
 from manas._special import user_zone
+
+_NOBODY = Candidates(np.empty(0, np.uint32), np.empty(0), 0, True, True, "score all 0 survivors")
 
 
 class DeltaView:
@@ -78,25 +80,47 @@ class DeltaView:
         """Tell whether one slot satisfies a clause."""
         return internal in evaluate(clause, self)
 
-    def survive(self, conditions: Sequence[Condition], trace: list[dict[str, Any]] | None = None) -> BitMap:
-        """Return the live slots that satisfy all conditions, the most selective condition first."""
-        remaining = self.live
+    def counts(self, conditions: Sequence[Condition], deadline: float | None = None) -> Counts:
+        """Return how many live slots satisfy each condition, the cheapest first, and all; the deadline never comes."""
+        remaining, rows = self.live, list[dict[str, Any]]()
         ranked = sorted(((estimate(c.clause, self), c) for c in conditions), key=lambda pair: pair[0])
         for expected, condition in ranked:
-            if not remaining and trace is None:
-                break
             found = evaluate(condition.clause, self)
             remaining = remaining & found
-            if trace is not None:
-                matched = found.intersection_cardinality(self.live)
-                row = {"clause": condition.name, "words": condition.words, "estimate": expected}
-                trace.append({**row, "matched": matched, "remaining": len(remaining)})
-        return remaining
+            matched = found.intersection_cardinality(self.live)
+            row = {"clause": condition.name, "words": condition.words, "estimate": expected}
+            rows.append({**row, "matched": matched, "remaining": len(remaining)})
+        return Counts(rows, len(remaining), True)
 
     def matching(self, conditions: Sequence[Condition], deadline: float | None = None) -> tuple[Words, int, bool]:
         """Return the live slots that satisfy all conditions as words, and their number; the deadline never comes."""
-        survivors = self.survive(conditions)
-        return words_of(id_array(survivors), self.layer.slots), len(survivors), True
+        ids = self._survivors(conditions)
+        return words_of(ids, self.layer.slots), len(ids), True
+
+    def _survivors(self, conditions: Sequence[Condition]) -> Ids:
+        """Return the live slots that satisfy all conditions; numbers are looked at last, where the rest holds."""
+        remaining, numbers, others = self.live, list[Range | InSchedule](), list[Clause]()
+        for condition in conditions:
+            clause = condition.clause
+            for part in clause.parts if isinstance(clause, And) else (clause,):
+                if isinstance(part, (Range, InSchedule)):
+                    numbers.append(part)
+                else:
+                    others.append(part)
+        if len(others) > 1:
+            others.sort(key=lambda clause: estimate(clause, self))
+        for clause in others:
+            if not remaining:
+                break
+            remaining = remaining & evaluate(clause, self)
+        ids = id_array(remaining)
+        for number in numbers:
+            if isinstance(number, Range):
+                ids = self.layer.keep_within(ids, number.field, number.low, number.high)
+            else:
+                ids = self.layer.keep_without(ids, number.starts, number.at_us + 1, None)
+                ids = self.layer.keep_without(ids, number.ends, None, number.at_us)
+        return ids
 
     def best(
         self,
@@ -114,12 +138,11 @@ class DeltaView:
         The delta is small: it is always counted, and never cut by the deadline.
         """
         if not self.layer.live:  # nothing came since, or all of it is folded
-            return Candidates(np.empty(0, np.uint32), np.empty(0), 0, True, True, "score all 0 survivors")
-        survivors = self.survive(conditions)
-        ids = id_array(survivors)
+            return _NOBODY
+        ids = self._survivors(conditions)
         scores = self._static(serving, ids)
         if boosts:
-            bonus = np.zeros(len(ids))
+            bonus, survivors = np.zeros(len(ids)), BitMap(ids)
             for boost in boosts:
                 holders = id_array(self.layer.postings(boost.field, boost.term) & survivors)
                 carried = self.layer.payloads(boost.field, boost.term, holders)

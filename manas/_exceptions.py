@@ -17,8 +17,19 @@ ManasError                    catch this to treat every failure of retrieval ali
 
 from __future__ import annotations
 
+import errno
 
-class ManasError(Exception):
+from catalog.portable import Portable
+
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
+
+
+def passes(error: BaseException) -> bool:
+    """Tell whether an error is the machine's at the moment (no descriptor, no memory) and says nothing of a file."""
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
+class ManasError(Portable):
     """Base of all errors of Manas."""
 
 

@@ -38,7 +38,8 @@ def explain_ad(
 ) -> dict[str, Any]:
     """Return the steps of one ad through a query: each with whether it passes and why.
 
-    `everything` is the full ranking without diversity; `hits` are the ids of the answer.
+    `everything` is the ranking without diversity, full unless it is marked as not complete; `hits` are the ids of the
+    answer.
     """
     steps = [_existence(view, ad_id)]
     place = view.find(ad_id)
@@ -61,7 +62,8 @@ def explain_ad(
             words = "is of none that the user has seen as often as its cap allows"
             steps.append({"clause": "frequency", "passes": not capped, "words": words, "evidence": evidence})
     keys = list(map(str, everything.keys.tolist()))
-    return conclude(ad_id, steps, keys, everything.scores, hits, k, query.max_per_group)
+    most, whole = query.max_per_group, everything.complete
+    return conclude(ad_id, steps, keys, everything.scores, hits, k, most, whole=whole)
 
 
 LAST_STEPS = ("rank", "rerank")
@@ -76,15 +78,20 @@ def conclude(
     hits: Sequence[str],
     k: int,
     most: int | None,
+    *,
+    whole: bool = True,
 ) -> dict[str, Any]:
     """Return an ad's way through a query whose conditions are judged: where it ranks, if it fits, and why it is out.
 
-    `keys` and `scores` are the full ranking without diversity; `most` is how many ads may share a group.
+    `keys` and `scores` are the ranking without diversity; `most` is how many ads may share a group. Where the ranking
+    is not `whole`, because a deadline or a missing shard cut it short, nothing is said of the ad's rank.
     """
     score: float | None = None
     rank: int | None = None
     if all(step["passes"] for step in steps):
-        if ad_id in keys:
+        if not whole:
+            steps.append(_unranked(ad_id in hits, k))
+        elif ad_id in keys:
             rank = keys.index(ad_id) + 1
             score = float(scores[rank - 1])
             steps.append(_ranking(rank, score, ad_id in hits, k, most))
@@ -115,6 +122,15 @@ def _existence(view: View, ad_id: str) -> dict[str, Any]:
     return {"clause": "exists", "passes": place is not None, "words": "has a servable document", "evidence": evidence}
 
 
+def _unranked(included: bool, k: int) -> dict[str, Any]:
+    evidence = "its rank is not known: a deadline or a missing shard came before all that fits was ranked"
+    return {"clause": "rank", "passes": included, "words": _first(k), "evidence": evidence}
+
+
+def _first(k: int) -> str:
+    return f"is among the first {k or 'of all'}"
+
+
 def _left_out(candidates: int) -> dict[str, Any]:
     words = "is among the candidates of the second phase"
     evidence = f"its light score is not among the best {candidates}; a larger rerank looks at more"
@@ -129,7 +145,7 @@ def _ranking(rank: int, score: float, included: bool, k: int, most: int | None) 
         evidence += f", but {most} better ads share its advertiser"
     elif not included:
         evidence += ", but the approximate search did not find it"
-    return {"clause": "rank", "passes": included, "words": f"is among the first {k or 'of all'}", "evidence": evidence}
+    return {"clause": "rank", "passes": included, "words": _first(k), "evidence": evidence}
 
 
 def _evidence(clause: Clause, values: Mapping[str, Any], view: View, budgets: BudgetTable) -> str:

@@ -9,7 +9,7 @@ from catalog.hours import USER, hour_of_week, time_zone
 from catalog.places import distance_m
 from catalog.predicates import All, No, Predicate, Said, Some, canonical, truth
 from catalog.targeting import ANY
-from catalog.values import datetime_of
+from catalog.values import check, datetime_of
 from manas._clauses import Asked, Inside, Meets, Near, Runs, Special
 from manas._schema import DocumentSchema
 from manas._special import user_zone
@@ -22,6 +22,10 @@ _MAX_NODES = 200
 def evidence(clause: Special, values: Mapping[str, Any], schema: DocumentSchema) -> str:
     """Return the document's own value and what it says to the request."""
     value = values.get(clause.field)
+    if value is not None and isinstance(
+        clause, Inside | Near
+    ):  # a document may write places otherwise than they are kept
+        value = check(schema.fields[clause.field].column, value)
     match clause:
         case Meets():
             return "it has no predicate: it takes every request" if value is None else _predicate(clause, value, schema)

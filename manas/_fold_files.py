@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manas._delta import Entry
-from manas._exceptions import SegmentCorrupt, SegmentMissing
+from manas._exceptions import SegmentCorrupt, SegmentMissing, passes
 from manas._layer import Ids
 from manas._manifest import FileEntry, file_entry
 from manas._verify import check_sizes
@@ -108,6 +108,8 @@ class Fold:
         try:
             return cls(directory, manifest, segment)
         except (ValueError, KeyError, OSError) as error:
+            if passes(error):
+                raise
             raise SegmentCorrupt(str(directory), f"files do not fit together ({error})") from error
 
     def __len__(self) -> int:

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 import time
@@ -27,16 +26,19 @@ from manas._delta import Delta
 from manas._exceptions import FoldFailed, SegmentCorrupt, SegmentError
 from manas._fold import FoldOrder, delta_rows, write_rows
 from manas._fold_files import FOLD_FORMAT, SEGMENT, SET, Fold, FoldSet, read_set, write_set
+from manas._removal import remove_tree
 from manas._segment_view import SegmentView
 from manas._view import View
 from manas.shards import Shard
 
 FOLDS = ".folds"
 """Below the directory of bases: FOLDS/<slot>/<base version>/<folded segment>; of a shard FOLDS/<shard>/<slot>/…"""
-_NO_BASE = "none"
+NO_BASE = "none"
+"""Name of the directory of what is folded without a base."""
 _ROWS = 200
 """Rows written at a time, about a millisecond: between two portions deltas are applied and requests answered."""
-_RETRY_SECONDS = 5.0
+_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 5.0, 60.0
+"""After a folding that failed, twice as long after each more: writing again at once would keep a full disk full."""
 _SLOTS = 64
 _WORDS_OF_FAILURE = 600
 
@@ -90,13 +92,13 @@ class FoldSpace:
 
     def of(self, base_version: str) -> Path:
         """Return where folded segments above a base are."""
-        return self.directory / (base_version or _NO_BASE)
+        return self.directory / (base_version or NO_BASE)
 
     def prune(self, base_dir: Path) -> None:
         """Remove what was folded above bases that are gone."""
         for directory in self.directory.iterdir():
-            if directory.is_dir() and directory.name != _NO_BASE and not (base_dir / directory.name).is_dir():
-                shutil.rmtree(directory)
+            if directory.is_dir() and directory.name != NO_BASE and not (base_dir / directory.name).is_dir():
+                remove_tree(directory)
 
     def close(self) -> None:
         """Give the slot back; safe to call twice."""
@@ -123,7 +125,7 @@ def _root(base_dir: Path, shard: Shard) -> Path:
 def latest_folds(base_dir: Path, base_version: str, shard: Shard) -> Path | None:
     """Return the directory of the folded segments that reach furthest, for a reader that folds nothing itself."""
     best: tuple[int, Path] | None = None
-    for set_file in sorted(_root(base_dir, shard).glob(f"*/{base_version or _NO_BASE}/{SET}")):
+    for set_file in sorted(_root(base_dir, shard).glob(f"*/{base_version or NO_BASE}/{SET}")):
         try:
             found = read_set(set_file.parent)
             if found is not None and found.folds:
@@ -144,7 +146,7 @@ class Folder:
         self.limits, self._adopter = limits, adopter
         self._job: _Job | None = None
         self._positions: Mapping[int, int] = {}
-        self._retry_at = 0.0
+        self._failures, self._retry_at = 0, 0.0
         self._spent: Delta | None = None
         """A delta that has been folded, being freed."""
         self.problem = ""
@@ -159,7 +161,7 @@ class Folder:
         names = set(found.folds) if found is not None else set()
         for path in self._directory.iterdir() if self._directory.is_dir() else ():
             if path.name not in names and path.name != SET:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove_tree(path) if path.is_dir() else path.unlink()
 
     def room(self) -> int:
         """Return how many more deltas may be applied now."""
@@ -225,7 +227,7 @@ class Folder:
         (self._directory / SET).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give up a folding that has begun; what it has written is removed at the next start or folding."""
+        """Give up a folding that has begun; what it has written is removed at the next start or folding, or failure."""
         if self._job is not None:
             self._job.close()
             self._job = None
@@ -241,14 +243,19 @@ class Folder:
         self._adopter.adopt(self._view, fold, prepared, job.merged)
         self._job = None
         self.folded += 1
-        self.problem = ""
+        self._failures, self.problem = 0, ""
         self.fresh.append(fold)
         self.clean()
 
     def _fail(self, error: Exception) -> None:
         self.close()
-        self._retry_at = time.monotonic() + _RETRY_SECONDS
+        self._retry_at = time.monotonic() + min(_LONGEST_RETRY_SECONDS, _RETRY_SECONDS * 2**self._failures)
+        self._failures = min(self._failures + 1, 10)  # longer than the longest by then
         self.problem = f"folding failed: {error}"
+        try:
+            self.clean()  # what it has written is of no use, and may be why the disk is full
+        except (OSError, SegmentError) as left:
+            self.problem += f"; what it left behind stays: {left}"
         _log.error("manas.fold_failed", error=str(error))
 
 
@@ -312,7 +319,8 @@ class _Job:
 
     def close(self) -> None:
         """Kill the process, if there is one."""
-        self._handle.close()
+        with contextlib.suppress(OSError):  # rows that do not fit on the disk: nobody will read them
+            self._handle.close()
         if self._process is not None:
             self._process.kill()
             self._process.wait()

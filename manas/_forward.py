@@ -2,11 +2,13 @@
 
 | file | content |
 | --- | --- |
-| `forward.FAMILY.blob` | per document the canonical map of the family's fields, in order of input |
-| `forward.FAMILY.starts` | by internal id: where the map begins; uint32 where they all fit, else uint64 |
-| `forward.FAMILY.lengths` | by internal id: bytes of the map; uint16 where they all fit, else uint32 |
+| `forward.FAMILY.blob` | per document an LZ4 block: the canonical map of the family's fields; in order of input |
+| `forward.FAMILY.dictionary` | what blocks may refer to as if it came before each of them; perhaps empty |
+| `forward.FAMILY.starts` | by internal id: where the block begins; uint32 where they all fit, else uint64 |
+| `forward.FAMILY.lengths` | by internal id: bytes of the block; uint16 where they all fit, else uint32 |
 
-The length of a file tells which of the two types it has.
+The length of a file tells which of the two types it has. `stored` in the manifest has for each family the bytes of all
+maps and of the longest.
 
 With one family the map is the document. With more, a document is put together again from all of them, byte by byte as
 it came. Fields that the catalogue does not know are in the family `body`.
@@ -25,10 +27,12 @@ import numpy.typing as npt
 
 from catalog.documents import decode_document
 from catalog.model import BODY
+from manas._arrays import write_array
 from manas._dictionary import shortest
 from manas._exceptions import InvalidDocument
+from manas._manifest import StoredFamily
+from manas._stored import Blocks, Squeezer
 
-_LONGEST = (1 << 32) - 1
 _split = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _join = msgspec.msgpack.Encoder(order="sorted")
 
@@ -41,7 +45,8 @@ class ForwardWriter:
         self._directory = directory
         self._family = dict(families)
         self._names = sorted({BODY, *families.values()})
-        self._lengths: dict[str, list[npt.NDArray[np.uint64]]] = {name: [] for name in self._names}
+        self._squeezers = {name: Squeezer() for name in self._names}
+        self._lengths: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in self._names}
         self._files = ExitStack()
         self._blobs = {
             name: self._files.enter_context((directory / f"forward.{name}.blob").open("xb")) for name in self._names
@@ -66,23 +71,23 @@ class ForwardWriter:
             self._append(name, encoded)
 
     def _append(self, name: str, parts: Sequence[bytes]) -> None:
-        self._blobs[name].write(b"".join(parts))
-        lengths = np.fromiter(map(len, parts), np.uint64, len(parts))
-        if len(lengths) and int(lengths.max()) > _LONGEST:
-            raise InvalidDocument(f"a document has more than {_LONGEST} bytes")
-        self._lengths[name].append(lengths)
+        blocks, ends = self._squeezers[name].add(parts)
+        write_array(self._blobs[name], blocks)
+        self._lengths[name].append(np.diff(ends, prepend=0))
 
-    def finish(self, inputs: npt.NDArray[np.int64]) -> None:
-        """Write the places; `inputs` has the order of input by internal id."""
+    def finish(self, inputs: npt.NDArray[np.int64]) -> dict[str, StoredFamily]:
+        """Write the places, and return what there is of each family; `inputs` has the order of input by internal id."""
         self._files.close()
         for name, parts in self._lengths.items():
-            lengths = np.concatenate([np.empty(0, np.uint64), *parts])
-            starts = np.cumsum(lengths, dtype=np.uint64) - lengths
+            lengths = np.concatenate([np.empty(0, np.int64), *parts])
+            starts = np.cumsum(lengths, dtype=np.uint64) - lengths.astype(np.uint64)
             short = len(lengths) == 0 or int(lengths.max()) < 1 << 16
             narrow = lengths.astype(np.uint16 if short else np.uint32)
             for file, values in (("starts", shortest(starts)), ("lengths", narrow)):
                 with (self._directory / f"forward.{name}.{file}").open("xb") as handle:
-                    values[inputs].tofile(handle)
+                    write_array(handle, values[inputs])
+            (self._directory / f"forward.{name}.dictionary").write_bytes(self._squeezers[name].dictionary)
+        return {name: StoredFamily(own.bytes, own.longest) for name, own in self._squeezers.items()}
 
     def close(self) -> None:
         """Close the files; safe to call twice."""
@@ -92,24 +97,17 @@ class ForwardWriter:
 class Forward:
     """The families of one segment, mapped."""
 
-    def __init__(
-        self,
-        families: Mapping[str, str],
-        blobs: Mapping[str, Any],
-        starts: Mapping[str, npt.NDArray[Any]],
-        lengths: Mapping[str, npt.NDArray[Any]],
-    ) -> None:
-        """`families` has the family of every field; the others are by family."""
-        self._family = dict(families)
-        self._blobs, self._starts, self._lengths = blobs, starts, lengths
+    def __init__(self, families: Mapping[str, str], blocks: Mapping[str, Blocks]) -> None:
+        """`families` has the family of every field, `blocks` what there is of each family."""
+        self._family, self._blocks = dict(families), dict(blocks)
 
     def body(self, internal: int) -> bytes:
         """Return the canonical document."""
-        if len(self._blobs) == 1:
-            return self._part(BODY, internal)
+        if len(self._blocks) == 1:
+            return self._blocks[BODY][internal]
         whole: dict[str, msgspec.Raw] = {}
-        for name in self._blobs:
-            whole |= _split.decode(self._part(name, internal))
+        for blocks in self._blocks.values():
+            whole |= _split.decode(blocks[internal])
         return _join.encode(whole)
 
     def fields(self, internal: int, names: Iterable[str]) -> dict[str, Any]:
@@ -117,11 +115,6 @@ class Forward:
         wanted = list(names)
         found: dict[str, Any] = {}
         for family in sorted({self._family.get(name, BODY) for name in wanted}):
-            part = decode_document(self._part(family, internal))
+            part = decode_document(self._blocks[family][internal])
             found |= {name: part[name] for name in wanted if name in part}
         return found
-
-    def _part(self, family: str, internal: int) -> bytes:
-        start = int(self._starts[family][internal])
-        part: bytes = self._blobs[family][start : start + int(self._lengths[family][internal])]
-        return part

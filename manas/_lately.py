@@ -29,11 +29,14 @@ class Lately:
             found = self._old.get(key)
             if found is None:
                 return default
-            self.put(key, *found)
+            self._keep(key, *found)
         return found[0]
 
     def put(self, key: Hashable, value: Any, size: int) -> None:
-        """Keep a value of so many bytes."""
+        """Keep a value of so many bytes, and its key: a caller's own words may be longer than what they lead to."""
+        self._keep(key, value, size + len(repr(key)))
+
+    def _keep(self, key: Hashable, value: Any, size: int) -> None:
         with self._lock:
             if self._bytes >= self._most // 2:
                 self._old, self._young, self._bytes = self._young, {}, 0

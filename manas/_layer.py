@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
@@ -62,8 +62,7 @@ class Boost(NamedTuple):
     weight: float
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(msgspec.Struct, frozen=True):
     """The best of one layer in order."""
 
     ids: Ids
@@ -73,10 +72,22 @@ class Candidates:
     counted: bool
     complete: bool
     """False when a deadline came first: there may be better ones."""
-    words: str
-    """How they were found."""
+    words: str | Callable[[], str]
+    """How they were found; what makes the words, where that takes a while and few want to know."""
     ranked: bool = False
     """They are in the order of the answer: by score, then by document id."""
+    keys: npt.NDArray[Any] | None = None
+    """Their document ids in the key's type, where these were found along with them."""
+
+
+class Counts(NamedTuple):
+    """What conditions let through in one layer, for `explain`."""
+
+    rows: list[dict[str, Any]]
+    """One per condition. One that a deadline has cut is marked "partial", and its numbers are lower bounds."""
+    survivors: int
+    whole: bool
+    """No deadline came first."""
 
 
 class LayerView(Protocol):
@@ -101,8 +112,11 @@ class LayerView(Protocol):
     def holds(self, clause: Clause, internal: int) -> bool:
         """Tell whether a live document satisfies a clause."""
 
-    def survive(self, conditions: Sequence[Condition], trace: list[dict[str, Any]] | None = None) -> BitMap:
-        """Return the live ids that satisfy all conditions; `trace` receives a row per condition, cheapest first."""
+    def counts(self, conditions: Sequence[Condition], deadline: float | None = None) -> Counts:
+        """Return how many live documents satisfy each condition, the cheapest first, and all of them.
+
+        `deadline` is a time of the monotonic clock: what is counted until then are lower bounds, and rows say so.
+        """
 
     def matching(self, conditions: Sequence[Condition], deadline: float | None = None) -> tuple[Words, int, bool]:
         """Return the live ids that satisfy all conditions as words of a bitmap, their number, and whether that is all.

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from manas._base import Base
-from manas._exceptions import FoldFailed, IndexIncomplete, InvalidDocument, ManasError, SegmentCorrupt, SegmentError
+from manas._exceptions import IndexIncomplete, InvalidDocument, ManasError, SegmentCorrupt, SegmentError
 from manas._fold_files import SEGMENT, SET, Fold
 from manas._folder import Folder, FoldSpace, latest_folds, load_folds
 from manas._serving_settings import ServingSettings
@@ -23,16 +23,22 @@ from manas._verify import Files, Verifier
 from manas._view import View
 from manas.bases import CURRENT, current_base, list_bases
 from manas.index import Index
-from manas.shards import ensure_part
+from manas.shards import discard_part, ensure_part
 from messaging import dead_letters
-from messaging._exceptions import BadMessage, OffsetTrimmed
+from messaging._exceptions import BadMessage, MessagingError, OffsetTrimmed
 from messaging.api import Log
 from messaging.proto import adsindex_pb2 as pb
 from messaging.topics import DELTAS
 
 BATCH = 500
-"""Deltas applied under one hold of the lock: about 20 ms, which is as long as a search may have to wait."""
+"""Deltas taken from the log at a time: about 20 ms."""
 _CHECK_BASE_SECONDS = 0.5
+_CHASES = 20
+"""Of the positions of the base in service: each is a part as long as the one before, unless the log is faster."""
+_LONGEST_RETRY_SECONDS = 60.0
+"""Between attempts to load a base that nothing is wrong with; the first follows at the next look, and then later."""
+_FOR_GOOD = (SegmentError, IndexIncomplete)
+"""What is wrong with the base itself: it is not tried again before it is published or rolled back to."""
 
 _log = structlog.get_logger()
 Positions = dict[int, int]
@@ -67,10 +73,12 @@ class Loader:
         self._settings, self._count, self._beat = settings, count, beat
         self._space = FoldSpace(base_dir, index.shard) if settings is not None and settings.fold is not None else None
         self._fallback = settings is not None and settings.base_fallback
-        self._refused: set[str] = set()
+        self._refused: dict[str, str] = {}
+        """Version -> what is wrong with it, in words."""
         self._pointer: tuple[int, int] | None = None
         self._loading: threading.Thread | None = None
-        self._loaded: Loaded | tuple[str, ManasError] | None = None
+        self._loaded: Loaded | tuple[str, Exception] | None = None
+        self._retry_after, self._retry_at = 0.0, 0.0
         self._checked_at = time.monotonic()
         self.verifier = Verifier()
         self.problem = ""
@@ -86,7 +94,8 @@ class Loader:
     def first(self) -> Loaded:
         """Open the base to start with. Raises SegmentError, or IndexIncomplete when the log lacks what it needs.
 
-        Only where the settings say so an earlier base stands in for one that cannot be used.
+        Only where the settings say so an earlier base stands in for one that cannot be used. Raises OSError for what
+        may go well another time.
         """
         current = current_base(self._base_dir)
         self._pointer = self._pointer_id()
@@ -107,7 +116,12 @@ class Loader:
         base = None
         if version:
             directory = ensure_part(self._base_dir, version, shard, catalog, beat)
-            base = Base.open(directory, verify=False)
+            try:
+                base = Base.open(directory, verify=False)
+            except SegmentError as error:
+                if not self._discarded(directory, error):
+                    raise
+                base = Base.open(ensure_part(self._base_dir, version, shard, catalog, beat), verify=False)
         view = self._index.new_view(base, version)
         folds, where, note = self._folds(version)
         positions = self._first_positions(base, folds)
@@ -119,6 +133,14 @@ class Loader:
             folder.clean()
             self._space.prune(self._base_dir)
         return Loaded(version, view, positions, folder, note)
+
+    def _discarded(self, directory: Path, error: SegmentError) -> bool:
+        """Throw a shard's own part away, as it can be made again; false for anything else."""
+        if not discard_part(self._base_dir, directory):
+            return False
+        self._count("part_refused")
+        _log.error("manas.part_refused", part=str(directory), error=str(error))
+        return True
 
     def _folds(self, version: str) -> tuple[list[Fold], Path | None, str]:
         """Return the folded segments to use, where more are put, and what is wrong with those that are not used."""
@@ -149,10 +171,17 @@ class Loader:
             (self._space.of(version) / SET).unlink(missing_ok=True)
 
     def _first_positions(self, base: Base | None, folds: list[Fold]) -> Positions:
-        """Return where to read on. Raises IndexIncomplete when that is no longer in the log."""
+        """Return where to read on. Raises IndexIncomplete when that is no longer in the log, or never was."""
         wanted: Mapping[int, int] = base.manifest.delta_positions if base is not None else {}
         if folds:
             wanted = folds[-1].segment.manifest.delta_positions
+        ends = self._log.end_offsets(DELTAS)
+        for partition, offset in wanted.items():
+            if offset > ends.get(partition, 0):
+                raise IndexIncomplete(
+                    f"{DELTAS}[{partition}]: the base reaches to offset {offset}, the log ends at "
+                    f"{ends.get(partition, 0)}: the base is of another log; build one of this log"
+                )
         positions = {}
         for partition, oldest in self._log.start_offsets(DELTAS).items():
             positions[partition] = wanted.get(partition, 0)
@@ -163,8 +192,11 @@ class Loader:
                 )
         return positions
 
-    def replay(self, loaded: Loaded, target: Positions) -> None:
-        """Apply records up to `target` to a view that is not in service. Raises IndexIncomplete, FoldFailed."""
+    def replay(self, loaded: Loaded, target: Positions, *, folding: bool = True) -> None:
+        """Apply records up to `target` to a view that is not in service. Raises IndexIncomplete, FoldFailed.
+
+        Without `folding` it is only waited for a folding where memory is at its limit.
+        """
         index, positions = self._index, loaded.positions
         for partition, end in target.items():
             while positions.setdefault(partition, 0) < end:
@@ -183,16 +215,16 @@ class Loader:
                         self._count("replay_skipped")  # became a dead letter when it was first read
                 index.apply(prepared, loaded.view)
                 positions[partition] = min(end, records[-1].offset + 1) if records else end
-                if loaded.folder is not None:
+                if loaded.folder is not None and (folding or not loaded.folder.room()):
                     loaded.folder.fold_now(positions)
 
     # ---- while serving ----
 
     def in_service(self, loaded: Loaded) -> None:
         """Note what is in service now, and verify it."""
-        self._refused.discard(loaded.version)
-        if not self._refused:
-            self.problem = loaded.note
+        self._refused.pop(loaded.version, None)
+        self._retry_after, self._retry_at = 0.0, 0.0
+        self.problem = "; ".join(self._refused.values()) or loaded.note
         self._index.refusal = ""
         if self._space is not None:  # one who only looks is gone before it would be done
             self.verifier.start(_files(loaded.view))
@@ -229,7 +261,12 @@ class Loader:
         if pointer != self._pointer:  # published or rolled back to, perhaps to a base that was repaired
             self._pointer = pointer
             self._refused.clear()
-        if version is None or self._loading is not None or version in self._refused:
+            self._retry_after, self._retry_at = 0.0, 0.0
+        if version is None or self._loading is not None or time.monotonic() < self._retry_at:
+            return
+        if version in self._refused:
+            if self._index.refusal:
+                self._stand_in(positions)
             return
         if version != self._index.base_version or self._index.refusal:
             self._begin(version, positions)
@@ -241,15 +278,23 @@ class Loader:
         self.verifier.start([])
         self._index.refusal = f"base {version} is refused: {error}"
         if directory in base:
+            if self._discarded(directory, error):
+                self.problem = f"the shard's part of base {version} is damaged, it is made again: {error}"
+                self._begin(version, positions)
+                return
             self._refuse(version, error)
-            for earlier in self._earlier(version):
-                if earlier not in self._refused:
-                    self._begin(earlier, positions)
-                    return
+            self._stand_in(positions)
             return
         self.problem = f"folded segments above {version or 'no base'} are damaged, the log is read again: {error}"
         self._folds_refused(version, error)
         self._begin(version, positions)
+
+    def _stand_in(self, positions: Positions) -> None:
+        """Load the newest earlier base that may stand in for the one that is refused."""
+        for earlier in self._earlier(self._index.base_version):
+            if earlier not in self._refused:
+                self._begin(earlier, positions)
+                return
 
     def _earlier(self, version: str) -> list[str]:
         """Return the bases that may stand in for one, newest first: none unless the settings say so."""
@@ -258,27 +303,42 @@ class Loader:
         return [base.version for base in reversed(list_bases(self._base_dir)) if base.version < version]
 
     def _begin(self, version: str, positions: Positions) -> None:
-        target = dict(positions)
-        self._loading = threading.Thread(target=self._load, args=(version, target), name="manas-base", daemon=True)
+        self._loading = threading.Thread(target=self._load, args=(version, positions), name="manas-base", daemon=True)
         self._loading.start()
 
-    def _load(self, version: str, target: Positions) -> None:
-        """Open a base and replay the deltas after it, aside; runs in a thread of its own and hands over `_loaded`."""
+    def _load(self, version: str, positions: Positions) -> None:
+        """Open a base and replay the deltas after it, aside; runs in a thread of its own and hands over `_loaded`.
+
+        `positions` move on meanwhile, as the base in service is kept fresh. They are followed until what is left is
+        a batch, which the follower's thread applies at the swap while searches wait for nothing.
+        """
         try:
             loaded = self.open(version)
-            self.replay(loaded, target)
+            for _ in range(_CHASES):
+                target = dict(positions)
+                self.replay(loaded, target)
+                if sum(positions[partition] - end for partition, end in target.items()) <= BATCH:
+                    break
             self._loaded = loaded
-        except ManasError as error:
+        except (ManasError, MessagingError, OSError) as error:
             self._loaded = (version, error)
-        except Exception as error:
-            self._loaded = (version, ManasError(f"loading failed with {type(error).__name__}: {error}"))
+        except Exception as error:  # a fault of ours: said by the thread, and tried again like the others
+            self._loaded = (version, error)
             raise
 
-    def _refuse(self, version: str, error: ManasError) -> None:
-        self.problem = f"base {version} is refused: {error}"
-        if isinstance(error, FoldFailed) or version in self._refused:  # tried again, or said already
+    def _refuse(self, version: str, error: Exception) -> None:
+        """Say what is wrong with a base; what passes (no descriptor left, no log, no folding) is tried again later."""
+        if not isinstance(error, _FOR_GOOD):
+            self.problem = f"base {version} cannot be loaded, it is tried again: {type(error).__name__}: {error}"
+            self._retry_after = min(_LONGEST_RETRY_SECONDS, max(_CHECK_BASE_SECONDS, 2 * self._retry_after))
+            self._retry_at = time.monotonic() + self._retry_after
+            self._count("base_not_loaded")
+            _log.warning("manas.base_not_loaded", base=version, error=str(error))
             return
-        self._refused.add(version)
+        self.problem = f"base {version} is refused: {error}"
+        if version in self._refused:  # said already
+            return
+        self._refused[version] = self.problem
         self._count("base_refused")
         _log.error("manas.base_refused", base=version, error=str(error))
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import msgspec
 
+from catalog import Serving
 from manas._exceptions import SegmentCorrupt, SegmentFormat, SegmentMissing
 from manas._packed import Packing, id_bytes
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
 
@@ -35,6 +36,14 @@ class FieldFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Field that its postings' payloads come from."""
     family: str = "body"
     """Family of the forward index that has it."""
+
+
+class StoredFamily(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the blocks of one family of the forward index come to when they are expanded."""
+
+    bytes: int
+    longest: int
+    """Bytes of the longest."""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,18 +70,28 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, FileEntry]
     created_at: str
     """ISO time, UTC."""
+    stored: dict[str, StoredFamily] = {}
+    """By family."""
     packed: dict[str, Packing] = {}
     """File -> how its whole numbers are stored."""
     keys: tuple[str, ...] = ()
     """Fields in which every document has its own id and nothing else: they have no lists, the ids find the document."""
     shards: tuple[str, ...] = ()
     """Directories of the segments that a base consists of; none where it is one segment itself."""
+    static: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    """Role -> field that the static scores were made of; left out by builders before there was this key."""
     checksum: str = ""
     """BLAKE2b-128 of this manifest with an empty checksum."""
 
     def widths(self) -> dict[str, int]:
         """Return the files of a segment that have one entry for each document, and an entry's bytes."""
         return {"ids.order": id_bytes(self.documents), "versions": self.packed["versions"].bytes}
+
+
+def static_roles(serving: Serving) -> dict[str, str]:
+    """Return the roles that static scores go by, each with its field: a score counts only without a bid."""
+    first = {"bid": serving.bid} if serving.bid is not None else {"score": serving.score}
+    return {role: field for role, field in {**first, "quality": serving.quality}.items() if field is not None}
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:

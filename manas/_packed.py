@@ -37,8 +37,10 @@ class Packing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def values(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Return the numbers of what is stored."""
-        wide = stored.astype(np.int64)
-        return wide if (self.base, self.step) == (0, 1) else wide * self.step + self.base
+        wide = stored.astype(np.int64, copy=False)
+        if self.step == 1:
+            return wide + self.base if self.base else wide
+        return wide * self.step + self.base
 
     def value(self, stored: int) -> int:
         """Return one number."""
@@ -68,6 +70,11 @@ class ShortIds(Sequence[int]):
     def __init__(self, file: npt.NDArray[np.uint8], documents: int) -> None:
         """`file` has the bytes of some ids below `documents`. Raises ValueError when they do not come out even."""
         self._rows = file.reshape(-1, id_bytes(documents))
+
+    @property
+    def rows(self) -> npt.NDArray[np.uint8]:
+        """The bytes, a row for each id."""
+        return self._rows
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -2,7 +2,8 @@
 
 A token has the score and the id of the last hit, which is a place in the order whoever answers, and what must be the
 same on every page: the request, its instant, and how many candidates are scored in full. It is not secret and not
-signed; a made-up one gives some other page of the same answer.
+signed; a made-up one gives some other page of the same answer. A page that a deadline or a missing shard has left short
+has no token: whether there are more is not known, and the same page can be asked for again.
 """
 
 from __future__ import annotations
@@ -12,14 +13,21 @@ import binascii
 import hashlib
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
+from catalog.values import micros_of
 from manas._exceptions import InvalidRequest
 from manas._layer import After
 
 KEY = "page_token"
+MOST = (1 << 31) - 1
+"""Candidates, and hits on the pages before: nobody can ask for more hits, and it bounds what a made-up token costs."""
+_DAY_US = 86_400_000_000
+INSTANTS = range(micros_of(datetime.min) + _DAY_US, micros_of(datetime.max) - _DAY_US)
+"""Microseconds since the epoch of what is in the years 1 to 9999 by every clock, wherever it is."""
 
 
 class Page(msgspec.Struct, frozen=True, array_like=True):
@@ -58,7 +66,8 @@ def read_page(request: Mapping[str, Any], *, int_keys: bool) -> Page | None:
         raise InvalidRequest(f"{KEY}: {token[:60]!r} is not a token of an answer; begin with ''") from None
     if page.request != digest:
         raise InvalidRequest(f"{KEY}: it belongs to another request; all pages are asked for with the same one")
-    if isinstance(page.key, int) != int_keys or page.seen < 1 or page.score != page.score:
+    fits = 1 <= page.seen <= MOST and 0 <= page.rerank <= MOST and (not page.at_us or page.at_us in INSTANTS)
+    if isinstance(page.key, int) != int_keys or not fits or page.score != page.score:
         raise InvalidRequest(f"{KEY}: {token[:60]!r} is not a token of this index; begin with ''")
     return page
 

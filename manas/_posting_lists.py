@@ -75,7 +75,7 @@ class PostingLists:
         if at & self._dense_bit:
             offset = at ^ self._dense_bit
             words = self._dense[offset : offset + blocks_of(self._count) * BLOCK_WORDS]
-        elif is_dense(count, self._count):
+        elif count > 1 and is_dense(count, self._count, plain=payloads is None):
             words = np.zeros(blocks_of(self._count) * BLOCK_WORDS, np.uint64)
             self._unpack_into(words, at, count)
         else:

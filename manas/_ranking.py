@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -22,8 +22,7 @@ from manas._layer import After, Boost, Candidates, Ids, LayerView
 Scores = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
+class Ranked(msgspec.Struct, frozen=True):
     """The best candidates in order."""
 
     scores: Scores
@@ -33,8 +32,8 @@ class Ranked:
     ids: Ids
     exhausted: bool
     """No candidate was left out."""
-    strategies: tuple[str, ...]
-    """How each layer was searched, in words."""
+    parts: Sequence[Candidates]
+    """What each layer gave."""
     matched: int
     """How many fit the request: exactly if `counted`, else at least."""
     counted: bool
@@ -42,6 +41,11 @@ class Ranked:
     """False when the deadline came first."""
     light: Scores | None = None
     """With a second phase: each candidate's score of the first."""
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """How each layer was searched, in words."""
+        return tuple(part.words if isinstance(part.words, str) else part.words() for part in self.parts)
 
 
 def idf(documents: int, frequency: int) -> float:
@@ -89,7 +93,7 @@ def merge(views: Sequence[LayerView], parts: Sequence[Candidates], limit: int, *
     if len(some) == 1 and parts[some[0]].ranked:
         return _alone(views, parts, some[0], limit, int_keys=int_keys)
     scores = np.concatenate([part.scores for part in parts])
-    keys = np.concatenate([v.layer.keys(p.ids, int_keys=int_keys) for v, p in zip(views, parts, strict=True)])
+    keys = np.concatenate([_keys(v, p, int_keys=int_keys) for v, p in zip(views, parts, strict=True)])
     layers = np.concatenate([np.full(len(part.ids), i, dtype=np.intp) for i, part in enumerate(parts)])
     order = np.lexsort((keys, -scores))
     order = order[:limit] if limit else order
@@ -101,7 +105,7 @@ def merge(views: Sequence[LayerView], parts: Sequence[Candidates], limit: int, *
         layers[order],
         ids,
         counted and len(order) == matched,
-        tuple(part.words for part in parts),
+        parts,
         matched,
         counted,
         all(part.complete for part in parts),
@@ -113,17 +117,25 @@ def _alone(
 ) -> Ranked:
     """Return the candidates of the only layer that has any."""
     part = parts[place]
-    size = min(limit, len(part.ids)) if limit else len(part.ids)
-    matched, counted = sum(part.matched for part in parts), all(part.counted for part in parts)
-    ids = part.ids[:size]
+    scores, keys, ids = part.scores, _keys(views[place], part, int_keys=int_keys), part.ids
+    if limit and limit < len(ids):
+        scores, keys, ids = scores[:limit], keys[:limit], ids[:limit]
+    size, matched, counted, complete = len(ids), 0, True, True
+    for other in parts:
+        matched += other.matched
+        counted, complete = counted and other.counted, complete and other.complete
     return Ranked(
-        part.scores[:size],
-        views[place].layer.keys(ids, int_keys=int_keys),
-        np.full(size, place, dtype=np.intp),
+        scores,
+        keys,
+        np.full(size, place, np.intp) if place else np.zeros(size, np.intp),
         ids,
         counted and size == matched,
-        tuple(part.words for part in parts),
+        parts,
         matched,
         counted,
-        all(part.complete for part in parts),
+        complete,
     )
+
+
+def _keys(view: LayerView, part: Candidates, *, int_keys: bool) -> npt.NDArray[Any]:
+    return view.layer.keys(part.ids, int_keys=int_keys) if part.keys is None else part.keys

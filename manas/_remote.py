@@ -90,10 +90,16 @@ class RemoteShard:
         return self._server.search_each(asks, shared=shared, timeout_s=timeout_s)
 
     def explain(
-        self, request: Mapping[str, Any], k: int = 10, ad_id: int | str | None = None, *, common: Common | None = None
+        self,
+        request: Mapping[str, Any],
+        k: int = 10,
+        ad_id: int | str | None = None,
+        *,
+        timeout_s: float | None = None,
+        common: Common | None = None,
     ) -> dict[str, Any]:
         """Return the shard's plan, and why an ad of it is or is not in its answer."""
-        return self._server.explain(request, k, ad_id, common=common)
+        return self._server.explain(request, k, ad_id, timeout_s=timeout_s, common=common)
 
     def statistics(self, requests: Sequence[Mapping[str, Any]]) -> Common:
         """Return what idf needs of the shard for the words of requests."""

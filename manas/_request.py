@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
+import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from catalog import Catalog, Destination, Dimension, Field, ValueType
 from catalog.text import unique_terms
-from catalog.values import datetime_of, micros_of
+from catalog.values import datetime_of
 from manas._clauses import And, Clause, Condition, Funded, HasVector, InSchedule, Is, Not, Or, Range, Targets, Term
 from manas._exceptions import InvalidDocument, InvalidRequest, UnusableCatalog
-from manas._schema import INT64_MAX, INT64_MIN, MICROS, DocumentSchema, Floats, normalized, term_of
+from manas._request_values import check_object, instant, is_number, micros, numbers_of, shown
+from manas._schema import INT64_MAX, INT64_MIN, DocumentSchema, Floats, normalized, term_of
 from manas._scoring_request import NO_SCORING, Scoring, ScoringParser
 from manas._special_request import SpecialParser, near, values_of
 from manas.budgets import Seen
@@ -27,13 +26,18 @@ from messaging.headers import now_us
 MAX_DEPTH, MAX_NODES = 32, 1_000
 """Of a filter tree: more is a mistake or an attack, and a deeper tree would exhaust the interpreter's stack."""
 _CACHED_CONDITIONS = 4_096
-"""What requests have said of dimensions: most of them say what others have said."""
+"""What requests have said, of each dimension: most of them say what others have said."""
+_KEPT_VALUES = 32
+"""A longer list is one user's own."""
+_PLAIN = frozenset((int, str, type(None)))
+_PLAIN_LISTS: tuple[set[type], ...] = ({int}, {str})
+"""Types of what is said, or of the items of a list: what is equal then means the same."""
+_Said = int | str | tuple[int | str, ...] | None
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _BOUNDS = ("gte", "gt", "lte", "lt")
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(msgspec.Struct, frozen=True):
     """A request, checked and compiled."""
 
     conditions: tuple[Condition, ...]
@@ -45,7 +49,7 @@ class Query:
     scoring: Scoring = NO_SCORING
     vector_field: str | None = None
     """The field that `vector` or `similar_to` is about, None when nothing was said of neighbours."""
-    seen: Seen = field(default_factory=dict)
+    seen: Seen = {}
     """What the user has seen of each campaign."""
 
 
@@ -65,48 +69,61 @@ class RequestParser:
         self._special = SpecialParser(schema)
         own |= self._special.keys
         self._scoring = ScoringParser(schema)
-        self._targets = lru_cache(_CACHED_CONDITIONS)(self._new_targets)
-        self._said = lru_cache(_CACHED_CONDITIONS)(self._new_said)
         clash = own.keys() & self._catalog.dimensions.keys()
         if clash:
             raise UnusableCatalog(f"dimensions {sorted(clash)} are named like keys that every request has; rename them")
-        self._flat = [d for d in self._catalog.dimensions.values() if d.flat and serving.targeting is not None]
-        known = list(self._catalog.dimensions) if serving.predicate is not None else [d.name for d in self._flat]
+        flat = [d for d in self._catalog.dimensions.values() if d.flat and serving.targeting is not None]
+        self._flat: list[tuple[str, Dimension, Callable[[_Said], Condition | None]]] = [
+            (d.name, d, lru_cache(_CACHED_CONDITIONS)(partial(self._plainly_said, d))) for d in flat
+        ]
+        known = list(self._catalog.dimensions) if serving.predicate is not None else [d.name for d in flat]
         self._keys = sorted([key for key, usable in own.items() if usable] + known)
         self._known = frozenset(self._keys)
+        self._common = frozenset((*known, "text", "filter", "price", "at"))
+        """Keys of requests about nothing but targeting and what ads are like."""
 
     def parse(self, request: Mapping[str, Any]) -> Query:
         """Check and compile a request. Raises InvalidRequest naming the key."""
         if not isinstance(request, Mapping):
-            raise InvalidRequest(f"a request is a JSON object, got {_shown(request)}")
+            raise InvalidRequest(f"a request is a JSON object, got {shown(request)}")
         if not request.keys() <= self._known:
             unknown = next(key for key in request if key not in self._known)
             raise InvalidRequest(f"unknown key {unknown!r}; valid are {', '.join(self._keys)}")
-        if "vector" in request and "similar_to" in request:
+        common = request.keys() <= self._common
+        if not common and "vector" in request and "similar_to" in request:
             raise InvalidRequest("give either vector or similar_to, not both")
         serving = self._catalog.serving
-        scoring = self._scoring.parse(request)
+        scoring = NO_SCORING if common else self._scoring.parse(request)
         now = now_us() if scoring.page is None or not scoring.page.at_us else scoring.page.at_us
-        at_us = _time(request["at"], "at") if "at" in request else now
+        at_us = instant(request["at"], "at") if "at" in request else now
         conditions: list[Condition] = []
         if serving.starts is not None or serving.ends is not None:
             schedule = InSchedule(serving.starts or "", serving.ends or "", at_us)
-            conditions.append(Condition("schedule", schedule, f"runs at {datetime_of(at_us)}"))
+            conditions.append(Condition("schedule", schedule, lambda: f"runs at {datetime_of(at_us)}"))
         if serving.budget_key is not None:
             conditions.append(Condition("budget", Funded(), "has budget left"))
-        for dimension in self._flat:
-            conditions += self._targeting(dimension, request.get(dimension.name))
-        conditions += self._special.conditions(request, at_us)
+        for name, dimension, said in self._flat:
+            value: Any = request.get(name)
+            if (kind := type(value)) is list and len(value) <= _KEPT_VALUES and set(map(type, value)) in _PLAIN_LISTS:
+                found = said(tuple(value))
+            else:  # what equals a plain value and is none (True, 1.0) must not be taken for it
+                found = said(value) if kind in _PLAIN else self._new_said(dimension, value)
+            if found is not None:
+                conditions.append(found)
+        if self._special.any:
+            conditions += self._special.conditions(request, at_us)
         if "price" in request:
             conditions.append(self._price(request["price"]))
         terms: tuple[str, ...] = ()
         if "text" in request and serving.text is not None:
             terms = self._text_terms(request["text"])
-            clause = Or(tuple(Term(serving.text, term) for term in terms))
-            conditions.append(Condition("text", clause, f"has one of the words {', '.join(terms)}"))
+            clause = Or(tuple([Term(serving.text, term) for term in terms]))
+            conditions.append(Condition("text", clause, lambda: f"has one of the words {', '.join(terms)}"))
         if "filter" in request:
             tree = _Tree(self._schema).clause(request["filter"])
             conditions.append(Condition("filter", tree, "satisfies the filter"))
+        if common:
+            return Query(tuple(conditions), at_us, terms)
         vector, similar_to, vector_field = None, None, self._vector_field(request)
         if vector_field is not None:
             conditions.append(Condition("vector", HasVector(vector_field), f"has a value of {vector_field}"))
@@ -120,40 +137,38 @@ class RequestParser:
         seen = self._special.seen(request)
         return Query(tuple(conditions), at_us, terms, vector, similar_to, most, scoring, vector_field, seen)
 
-    def _targeting(self, dimension: Dimension, value: Any) -> list[Condition]:
-        if type(value) in (int, str):  # and no bool, which equals a number
-            return self._said(dimension, value)
-        return self._new_said(dimension, value)
+    def _plainly_said(self, dimension: Dimension, value: _Said) -> Condition | None:
+        return self._new_said(dimension, list(value) if isinstance(value, tuple) else value)
 
-    def _new_said(self, dimension: Dimension, value: Any) -> list[Condition]:
+    def _new_said(self, dimension: Dimension, value: Any) -> Condition | None:
+        """Return the condition of what a request says of a dimension, None for "*"."""
         values = values_of(dimension, value)
-        return [] if values is None else [self._targets(dimension.name, values)]
-
-    def _new_targets(self, name: str, values: tuple[str | int, ...]) -> Condition:
+        if values is None:
+            return None
+        name, field = dimension.name, self._catalog.serving.targeting or ""
         said = f"accepts {name} {', '.join(map(str, values))}" if values else f"does not care about {name} (not given)"
-        field = self._catalog.serving.targeting or ""
         return Condition(f"targeting:{name}", Targets(field, name, values), said)
 
     def _price(self, value: Any) -> Condition:
         serving = self._catalog.serving
         allowed = ["min", "max"] + (["currency"] if serving.currency else [])
-        _object(value, "price", allowed)
-        low = _micros(value["min"], "price.min", ROUND_CEILING) if "min" in value else None
-        high = _micros(value["max"], "price.max", ROUND_FLOOR) if "max" in value else None
+        check_object(value, "price", allowed)
+        low = micros(value["min"], "price.min", ROUND_CEILING) if "min" in value else None
+        high = micros(value["max"], "price.max", ROUND_FLOOR) if "max" in value else None
         if low is not None and high is not None and Decimal(str(value["min"])) > Decimal(str(value["max"])):
             raise InvalidRequest(f"price: min {value['min']} is above max {value['max']}")
         parts: list[Clause] = [Range(serving.price or "", low, high)]
         currency = value.get("currency")
         if currency is not None:
             if not isinstance(currency, str):
-                raise InvalidRequest(f"price.currency: a string like 'EUR', got {_shown(currency)}")
+                raise InvalidRequest(f"price.currency: a string like 'EUR', got {shown(currency)}")
             parts.append(Term(serving.currency or "", currency))
         words = f"price between {value.get('min', 'anything')} and {value.get('max', 'anything')} {currency or ''}"
         return Condition("price", And(tuple(parts)), words.strip())
 
     def _text_terms(self, value: Any) -> tuple[str, ...]:
         if not isinstance(value, str):
-            raise InvalidRequest(f"text: a string, got {_shown(value)}")
+            raise InvalidRequest(f"text: a string, got {shown(value)}")
         terms = tuple(unique_terms(value))
         if not terms:
             raise InvalidRequest(f"text: {value[:60]!r} has no words; leave the key out to search without text")
@@ -165,7 +180,7 @@ class RequestParser:
         known = ", ".join(sorted(self._schema.vector_fields))
         if "vector_field" in request:
             if not isinstance(wanted, str) or wanted not in self._schema.vector_fields:
-                raise InvalidRequest(f"vector_field: one of {known}, got {_shown(wanted)}")
+                raise InvalidRequest(f"vector_field: one of {known}, got {shown(wanted)}")
             if not neighbours:
                 raise InvalidRequest("vector_field: give vector or similar_to with it")
             return wanted
@@ -175,9 +190,9 @@ class RequestParser:
 
     def _vector(self, value: Any, field: Field) -> Floats:
         dims = field.column.dims
-        numbers = _numbers(value) if isinstance(value, list) and len(value) == dims else None
+        numbers = numbers_of(value) if isinstance(value, list) and len(value) == dims else None
         if numbers is None:
-            got = f"a list of {len(value)}" if isinstance(value, list) else _shown(value)
+            got = f"a list of {len(value)}" if isinstance(value, list) else shown(value)
             raise InvalidRequest(f"vector: a list of {dims} finite numbers (field {field.name}), got {got}")
         return normalized(numbers.clip(-_FLOAT32_MAX, _FLOAT32_MAX).astype("<f4").tobytes())
 
@@ -187,12 +202,12 @@ class RequestParser:
                 return str(self._schema.key(str(value)))
         except InvalidDocument as error:
             raise InvalidRequest(f"similar_to: {error}") from None
-        raise InvalidRequest(f"similar_to: an ad id, got {_shown(value)}")
+        raise InvalidRequest(f"similar_to: an ad id, got {shown(value)}")
 
     def _max_per_group(self, request: Mapping[str, Any]) -> int | None:
         value = request.get("max_per_advertiser")
         if "max_per_advertiser" in request and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise InvalidRequest(f"max_per_advertiser: a whole number from 1, got {_shown(value)}")
+            raise InvalidRequest(f"max_per_advertiser: a whole number from 1, got {shown(value)}")
         return value
 
 
@@ -211,13 +226,13 @@ class _Tree:
         kinds = ("and", "or", "not", "term", "range", "near")
         if not isinstance(node, Mapping) or len(node) != 1 or next(iter(node)) not in kinds:
             raise InvalidRequest(
-                f"filter: a node is an object with one key out of {', '.join(kinds)}, got {_shown(node)}"
+                f"filter: a node is an object with one key out of {', '.join(kinds)}, got {shown(node)}"
             )
         kind, value = next(iter(node.items()))
         match kind:
             case "and" | "or":
                 if not isinstance(value, list) or not value:
-                    raise InvalidRequest(f"filter: {kind!r} takes a list of at least one node, got {_shown(value)}")
+                    raise InvalidRequest(f"filter: {kind!r} takes a list of at least one node, got {shown(value)}")
                 parts = tuple(self.clause(v, depth + 1) for v in value)
                 return And(parts) if kind == "and" else Or(parts)
             case "not":
@@ -230,13 +245,13 @@ class _Tree:
 
     def _near(self, value: Any) -> Clause:
         if not isinstance(value, Mapping):
-            raise InvalidRequest(f"filter near: an object with field, lat, lon and a radius, got {_shown(value)}")
+            raise InvalidRequest(f"filter near: an object with field, lat, lon and a radius, got {shown(value)}")
         points = {f.name: f for f in self._schema.fields.values() if f.index is Destination.POINT}
         field = self._field(value.get("field"), points, "near")
         return near(field.name, {k: v for k, v in value.items() if k != "field"}, "filter near").clause
 
     def _term(self, value: Any) -> Clause:
-        _object(value, "filter term", ["field", "value"], required=["field", "value"])
+        check_object(value, "filter term", ["field", "value"], required=["field", "value"])
         field = self._field(value["field"], self._schema.filter_fields, "term")
         wanted: type = str
         if field.type in (ValueType.INT, ValueType.INT_LIST):
@@ -245,11 +260,11 @@ class _Tree:
             wanted = bool
         given = value["value"]
         if type(given) is not wanted:
-            raise InvalidRequest(f"filter term: values of {field.name} are {wanted.__name__}, got {_shown(given)}")
+            raise InvalidRequest(f"filter term: values of {field.name} are {wanted.__name__}, got {shown(given)}")
         return Term(field.name, term_of(given))
 
     def _range(self, value: Any) -> Clause:
-        _object(value, "filter range", ["field", *_BOUNDS], required=["field"])
+        check_object(value, "filter range", ["field", *_BOUNDS], required=["field"])
         field = self._field(value["field"], self._schema.number_fields, "range")
         given = {name: value[name] for name in _BOUNDS if name in value}
         if not given or {"gte", "gt"} <= given.keys() or {"lte", "lt"} <= given.keys():
@@ -259,9 +274,9 @@ class _Tree:
     @staticmethod
     def _bound(field: Field, name: str, limit: Any) -> int | float:
         if field.type is ValueType.TIME and isinstance(limit, str):
-            return _time(limit, f"filter range {field.name}.{name}")
-        if not _is_number(limit):
-            raise InvalidRequest(f"filter range on {field.name}: {name} must be a finite number, got {_shown(limit)}")
+            return instant(limit, f"filter range {field.name}.{name}")
+        if not is_number(limit):
+            raise InvalidRequest(f"filter range on {field.name}: {name} must be a finite number, got {shown(limit)}")
         number: int | float = limit
         return number
 
@@ -270,7 +285,7 @@ class _Tree:
             return fitting[name]
         known = self._schema.fields.get(name) if isinstance(name, str) else None
         if known is None:
-            raise InvalidRequest(f"filter {kind}: no field {_shown(name)}; valid are {', '.join(sorted(fitting))}")
+            raise InvalidRequest(f"filter {kind}: no field {shown(name)}; valid are {', '.join(sorted(fitting))}")
         how = "not indexed" if known.index is Destination.FORWARD else f"indexed as {known.index.value}"
         raise InvalidRequest(f"filter {kind}: field {name} is {how}; {kind} works on {', '.join(sorted(fitting))}")
 
@@ -292,56 +307,3 @@ def _interval(field: Field, bounds: Mapping[str, int | float]) -> Clause:
     low = None if low is None or low < INT64_MIN else low
     high = None if high is None or high > INT64_MAX else high
     return Range(field.name, low, high)
-
-
-def _object(value: Any, where: str, allowed: Iterable[str], required: Iterable[str] = ()) -> None:
-    allowed = list(allowed)
-    if not isinstance(value, Mapping) or not value:
-        raise InvalidRequest(f"{where}: an object with {', '.join(allowed)}, got {_shown(value)}")
-    for key in value:
-        if key not in allowed:
-            raise InvalidRequest(f"{where}: unknown key {key!r}; valid are {', '.join(allowed)}")
-    for key in required:
-        if key not in value:
-            raise InvalidRequest(f"{where}: {key!r} is missing")
-
-
-def _micros(value: Any, where: str, rounding: str) -> int:
-    if not _is_number(value):
-        raise InvalidRequest(f"{where}: a finite number of currency units, got {_shown(value)}")
-    micros = int((Decimal(str(value)) * MICROS).to_integral_value(rounding))
-    return min(max(micros, INT64_MIN), INT64_MAX)
-
-
-def _time(value: Any, where: str) -> int:
-    if isinstance(value, str):
-        try:
-            return micros_of(datetime.fromisoformat(value))
-        except ValueError:
-            pass
-    raise InvalidRequest(f"{where}: an ISO time like 2026-01-31T12:00:00Z, got {_shown(value)}")
-
-
-def _is_number(value: Any) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond what a float can hold
-        return False
-
-
-def _numbers(values: list[Any]) -> npt.NDArray[np.float64] | None:
-    """Return values as an array, None when one is not a finite number."""
-    plain = set(map(type, values)) <= {int, float}  # found out ten times as fast as one by one
-    if not plain and not all(map(_is_number, values)):
-        return None
-    try:
-        found = np.array(values, np.float64)
-    except OverflowError:
-        return None
-    return found if np.isfinite(found).all() else None
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:80]

@@ -15,6 +15,9 @@ from messaging.proto import adsindex_pb2 as pb
 
 _GRACE_SECONDS = 0.1
 """After a shard's deadline: for an answer that is already on its way."""
+_AHEAD = 0.5
+"""Of the time that is left: for what has to be known before shards search. One that hangs then leaves the other half to
+those that do not."""
 
 
 class SearchShard(Protocol):
@@ -31,6 +34,7 @@ class SearchShard(Protocol):
         k: int = 10,
         ad_id: int | str | None = None,
         *,
+        timeout_s: float | None = None,
         common: Common | None = None,
     ) -> dict[str, Any]:
         """Return the shard's plan, and why an ad of it is or is not in its answer."""
@@ -59,10 +63,15 @@ class Round:
     ends: float
     """On the monotonic clock."""
     missing: dict[int, str] = field(default_factory=dict)
+    grace: float = _GRACE_SECONDS
 
     def left(self) -> float:
         """Return the seconds that are left."""
         return max(0.0, self.ends - time.monotonic())
+
+    def ahead(self) -> Round:
+        """Return a shorter round, without grace, for what has to be known first; it gives up shards by itself."""
+        return Round(time.monotonic() + _AHEAD * self.left(), dict(self.missing), 0.0)
 
 
 class Shards(Generic[S]):
@@ -91,7 +100,7 @@ class Shards(Generic[S]):
         missing = round_.missing
         wanted = [n for n in range(len(self)) if n not in missing and (only is None or n in only)]
         futures: dict[int, Future[T]] = {n: self._pools[n].submit(question, n, self._shards[n]) for n in wanted}
-        wait(futures.values(), round_.left() + _GRACE_SECONDS)
+        wait(futures.values(), round_.left() + round_.grace)
         found: dict[int, T] = {}
         for number, future in futures.items():
             if not future.done():

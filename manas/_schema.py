@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from catalog import Catalog, Destination, Field, InvalidValue, Serving, ValueType
-from catalog.documents import decode_document
+from catalog.documents import decode_document, is_canonical
+from catalog.model import BODY
 from catalog.predicates import Always, Predicate, PredicateError, parse
 from catalog.values import check
 from manas._exceptions import InvalidDocument, UnusableCatalog
 from manas._geo import circle_cells
+from manas._manifest import static_roles
 from manas._payloads import payloads_of
 from manas._predicates import EVERY, candidate_terms
 
@@ -52,7 +54,7 @@ class PreparedDocument:
     payloads: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Field that declares payloads -> term -> payload."""
     targets: Mapping[str, Any] = field(default_factory=dict)
-    """Special field (predicate, circles, point, hours) -> its value."""
+    """Special field (predicate, circles, point, hours) -> its value; places in the one form that they are kept in."""
 
 
 class DocumentSchema:
@@ -78,6 +80,8 @@ class DocumentSchema:
         self._ints = [f.name for f in self.number_fields.values() if f.type is not ValueType.FLOAT]
         self._floats = [f.name for f in self.number_fields.values() if f.type is ValueType.FLOAT]
         self._vectors = [(f.name, f.column.dims) for f in self.vector_fields.values()]
+        self._taken_apart = any(f.family != BODY for f in catalog.fields.values())
+        """Whether a segment keeps documents in families, of which only canonical ones come back byte by byte."""
         self.payload_fields = {f.name: f.payload for f in self.term_fields.values() if f.payload is not None}
 
     def key(self, document_id: str) -> int | str:
@@ -101,6 +105,8 @@ class DocumentSchema:
             values = decode_document(body)
         except msgspec.DecodeError as error:
             raise InvalidDocument(f"document {document_id}: the body is not a canonical document: {error}") from None
+        if self._taken_apart and not is_canonical(body):
+            raise InvalidDocument(f"document {document_id}: the body is not canonical: {sorted(values)[:5]}")
         get = values.get
         terms: dict[str, tuple[str, ...]] = {}
         numbers: dict[str, int | float] = {}
@@ -133,8 +139,8 @@ class DocumentSchema:
         targets: dict[str, Any] = {}
         for name in self.special_fields:
             if (value := get(name)) is not None:
-                targets[name] = value
-                if (found := self._special(document_id, name, value)) is not None:
+                targets[name], found = self._special(document_id, name, value)
+                if found is not None:
                     terms[name] = found
         present = tuple(name for name, value in values.items() if value is not None and name in self.fields)
         payloads = {
@@ -144,23 +150,23 @@ class DocumentSchema:
         }
         return PreparedDocument(document_id, version, body, terms, numbers, vectors, present, payloads, targets)
 
-    def _special(self, document_id: str, name: str, value: Any) -> tuple[str, ...] | None:
-        """Check a special value and return the terms by which it is a candidate, None if it has none."""
+    def _special(self, document_id: str, name: str, value: Any) -> tuple[Any, tuple[str, ...] | None]:
+        """Return a special value as it is kept, and the terms by which it is a candidate, None if it has none."""
         index = self.fields[name].index
         if index in (Destination.PREDICATE, Destination.HOURS):
             if type(value) is not str:
                 raise self._bad(document_id, name, value)
             if index is Destination.PREDICATE:
-                return candidate_terms(self.predicate(value), self.catalog.dimensions)
-            return None
+                return value, candidate_terms(self.predicate(value), self.catalog.dimensions)
+            return value, None
         try:
             value = check(self.fields[name].column, value)
         except InvalidValue as error:
             raise InvalidDocument(f"document {document_id}: field {name}: {error}") from None
         if index is Destination.CIRCLES:
             wanted = [circle[:3] for circle in value if not circle[3]]
-            return tuple(sorted({cell for circle in wanted for cell in circle_cells(*circle)})) or (EVERY,)
-        return None
+            return value, tuple(sorted({cell for circle in wanted for cell in circle_cells(*circle)})) or (EVERY,)
+        return value, None
 
     def _predicate(self, text: str) -> Predicate:
         """Parse a predicate. What this catalogue does not understand never holds."""
@@ -205,13 +211,14 @@ def static_scores(
         wide = values.astype(np.float64)
         return wide if holders is None else np.where(holders, wide, default)
 
-    if serving.bid is not None:
-        scores = given(serving.bid, 0.0) / MICROS
-    elif serving.score is not None:
-        scores = given(serving.score, 0.0)
+    roles = static_roles(serving)
+    if "bid" in roles:
+        scores = given(roles["bid"], 0.0) / MICROS
+    elif "score" in roles:
+        scores = given(roles["score"], 0.0)
     else:
         scores = np.ones(count)
-    return scores * given(serving.quality, 1.0) if serving.quality is not None else scores
+    return scores * given(roles["quality"], 1.0) if "quality" in roles else scores
 
 
 def term_of(value: Any) -> str:

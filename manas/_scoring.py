@@ -6,12 +6,12 @@ Only the numeric columns and posting lists that are asked for are read, and of d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from catalog import Serving
 from catalog.targeting import accept_term

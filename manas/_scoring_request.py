@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+import msgspec
 
 from catalog import ValueType
 from manas._exceptions import InvalidRequest
@@ -31,8 +32,7 @@ _CACHED_EXPRESSIONS = 1_024
 """Parsed expressions kept: callers send the same few again and again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scoring:
+class Scoring(msgspec.Struct, frozen=True):
     """How a request wants to be scored, and which page it wants."""
 
     boosts: tuple[Boost, ...] = ()

@@ -10,30 +10,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 from pyroaring import BitMap
 
 from manas._common import Common
 from manas._exceptions import InvalidRequest
+from manas._hits import Hits
 from manas._layer import After, Boost, LayerView
 from manas._paging import Page, check_size, write_page
 from manas._ranking import Ranked, idf, idf_weights, rank_light, score_words
 from manas._request import Query
 from manas._schema import DocumentSchema, Floats, normalized, term_of
 from manas._scoring import CandidateColumns, Scorer, default_rerank, rescored
+from manas._scoring_request import NO_SCORING
 from manas._vector_ranking import NeighbourSearch, PlannerLimits
 from manas._view import View
 from manas.api import Answer, Hit
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """Candidates in order, and the places of those that are the answer."""
 
     ranked: Ranked
@@ -68,6 +69,20 @@ class Searcher:
     ) -> Found:
         """Rank and choose. `scorer` goes before the request's own expression. Raises InvalidRequest."""
         views, scoring = view.layers(), query.scoring
+        int_keys = self._schema.int_keys
+        if scoring is NO_SCORING and scorer is None and query.vector_field is None and query.max_per_group is None:
+            boosts = self._boosts(views, query, common) if query.text_terms else ()
+            ranked = rank_light(
+                views,
+                query.conditions,
+                self._serving,
+                boosts,
+                k,
+                int_keys=int_keys,
+                counting=counting,
+                deadline=deadline,
+            )
+            return Found(ranked, range(len(ranked.ids)), boosts, 0, None)
         page, after = scoring.page, None if scoring.page is None else scoring.page.after
         if page is not None:
             check_size(k)
@@ -83,14 +98,14 @@ class Searcher:
 
         def rank(limit: int, behind: After | None = None) -> Ranked:
             if near is not None:
-                return near.best(limit, int_keys=self._schema.int_keys)
+                return near.best(limit, int_keys=int_keys)
             return rank_light(
                 views,
                 query.conditions,
                 self._serving,
                 boosts,
                 limit,
-                int_keys=self._schema.int_keys,
+                int_keys=int_keys,
                 counting=counting,
                 deadline=deadline,
                 after=behind,
@@ -114,21 +129,15 @@ class Searcher:
     def answer(self, view: View, found: Found, common: Common | None = None) -> Answer:
         """Return what was found as a caller gets it."""
         ranked = found.ranked
-        keys, scores = ranked.keys.tolist(), ranked.scores.tolist()
         if isinstance(found.chosen, range):  # the first so many
-            keys, scores = keys[: len(found.chosen)], scores[: len(found.chosen)]
+            size = len(found.chosen)
+            whole = size == len(ranked.keys)
+            columns = Hits(ranked.keys, ranked.scores) if whole else Hits(ranked.keys[:size], ranked.scores[:size])
         else:
-            keys, scores = [keys[i] for i in found.chosen], [scores[i] for i in found.chosen]
-        hits: list[Hit] = [{"ad_id": key, "score": score} for key, score in zip(keys, scores, strict=True)]
-        if common is not None and not common.diversity and self._serving.diversity is not None:
-            views = view.layers()
-            for hit, place in zip(hits, found.chosen, strict=True):
-                hit["groups"] = self._groups(views[ranked.layers[place]], int(ranked.ids[place]))
-        if common is not None and common.light and ranked.light is not None:
-            for hit, place in zip(hits, found.chosen, strict=True):
-                hit["light"] = float(ranked.light[place])
+            places = np.array(found.chosen, np.intp)
+            columns = Hits(ranked.keys[places], ranked.scores[places])
         answer: Answer = {
-            "hits": hits,
+            "hits": columns if common is None else self._told(columns, view, found, common),
             "total": ranked.matched,
             "total_is_lower_bound": not ranked.counted,
             "partial": not ranked.complete,
@@ -136,6 +145,23 @@ class Searcher:
         if found.page_token is not None:
             answer["page_token"] = found.page_token
         return answer
+
+    def _told(self, columns: Hits, view: View, found: Found, common: Common) -> Sequence[Hit]:
+        """Return hits with what a broker has to know of them."""
+        ranked = found.ranked
+        groups = not common.diversity and self._serving.diversity is not None
+        light = ranked.light if common.light else None
+        if not groups and light is None:
+            return columns
+        hits = list(columns)
+        if groups:
+            views = view.layers()
+            for hit, place in zip(hits, found.chosen, strict=True):
+                hit["groups"] = self._groups(views[ranked.layers[place]], int(ranked.ids[place]))
+        if light is not None:
+            for hit, place in zip(hits, found.chosen, strict=True):
+                hit["light"] = float(light[place])
+        return hits
 
     def plan(self, view: View, query: Query, found: Found) -> dict[str, Any]:
         """Return how the answer was scored, for `explain`: phases, and every list that adds to scores, by layer."""
@@ -245,12 +271,15 @@ class Searcher:
             return []
         return [term_of(item) for item in value] if isinstance(value, list) else [term_of(value)]
 
-    def _next(self, page: Page, query: Query, ranked: Ranked, chosen: Sequence[int], k: int, candidates: int) -> str:
+    def _next(
+        self, page: Page, query: Query, ranked: Ranked, chosen: Sequence[int], k: int, candidates: int
+    ) -> str | None:
+        """Return the token of the next page, "" after the last; None when a deadline came before the page was full."""
         if len(chosen) < k:
-            return ""
+            return "" if ranked.complete else None
         last = chosen[-1]
         return write_page(
-            msgspec.structs.replace(
+            replace(
                 page,
                 at_us=query.at_us,
                 rerank=candidates,

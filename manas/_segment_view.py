@@ -10,19 +10,21 @@ import numpy.typing as npt
 from pyroaring import BitMap
 
 from catalog import Serving
-from manas._bits import Bits, Words, roaring_of, words_of
-from manas._clauses import Clause, Condition, Is, Special
+from manas._bits import Bits, Words, words_of
+from manas._clauses import Clause, Condition, HasVector, Is, Special
 from manas._lately import Lately
-from manas._layer import After, Boost, Candidates, Ids
+from manas._layer import After, Boost, Candidates, Counts, Ids
 from manas._number_column import Column
 from manas._postings import Posting
-from manas._program import Program, bonus_lists, compile_program, estimate_ids
+from manas._program import Program, bonus_lists, compile_program
+from manas._program_source import estimate_ids
 from manas._runner import Runner
 from manas._special import Found, SpecialFinder
 from manas.segment import Segment
 
-_KEPT_FRAGMENTS = 128 << 20
-"""Bytes of unpacked lists that compiled parts of requests hold in memory: most of them would be there anyway."""
+_KEPT_FRAGMENTS = 512 << 20
+"""Bytes of unpacked lists that compiled parts of requests hold in memory, a list counted for each part that has it: so
+it is far less in fact, and most of that would be there anyway."""
 
 
 class SegmentView:
@@ -31,12 +33,16 @@ class SegmentView:
     def __init__(self, segment: Segment) -> None:
         self.layer = segment
         self.count = segment.count
-        self._live = Bits(segment.count, full=True)
-        self._funded = Bits(segment.count)
+        self.live = Bits(segment.count, full=True)
+        """Ids that are not hidden by newer layers."""
+        self.funded = Bits(segment.count)
+        """Ids whose budget has something left."""
         self._schedule: _Schedule | None = None
         self.fragments = Lately(_KEPT_FRAGMENTS)
         self._runner = Runner()
         self._special = SpecialFinder(segment.targets, segment.posting, segment.count)
+        self._everything: dict[str, tuple[int, Words, int]] = {}
+        """By vector field what matches without any other condition, and how many lived then: only ever fewer do."""
 
     # ---- what programs read ----
 
@@ -48,27 +54,17 @@ class SegmentView:
         """Return a numeric column."""
         return self.layer.column(field)
 
-    @property
-    def live(self) -> Words:
-        """Ids that are not hidden by newer layers."""
-        return self._live.words
-
-    @property
-    def funded(self) -> Words:
-        """Ids whose budget has something left."""
-        return self._funded.words
-
-    def scheduled(self, starts: str, ends: str, at_us: int) -> Words:
+    def scheduled(self, starts: str, ends: str, at_us: int) -> Bits:
         """Return the ids whose schedule has the instant; kept until it crosses a start or an end."""
         schedule = self._schedule
         if schedule is None or (schedule.starts_field, schedule.ends_field) != (starts, ends):
             schedule = self._schedule = _Schedule(self.layer, starts, ends)
         return schedule.at(at_us)
 
-    def with_vector(self, field: str) -> Words:
+    def with_vector(self, field: str) -> Bits:
         """Return the ids that have a vector."""
         store = self.layer.vectors(field)
-        return store.words if store is not None else np.zeros_like(self._live.words)
+        return store.having if store is not None else Bits(self.count)
 
     def internal(self, document_id: str) -> int | None:
         """Return the internal id of a document, alive or not."""
@@ -84,15 +80,19 @@ class SegmentView:
         """Note that a newer layer has this document."""
         internal = self.layer.internal(document_id)
         if internal is not None:
-            self._live.discard(np.array([internal], np.uint32))
+            self.live.discard_id(internal)
+
+    def hide_id(self, internal: int) -> None:
+        """Note that a newer layer has this document, perhaps once more."""
+        self.live.discard_id(internal)
 
     def hide_ids(self, ids: Ids) -> None:
         """Note that newer layers have these documents, each at most once in `ids`."""
-        self._live.discard(ids)
+        self.live.discard(ids)
 
     def fund(self, field: str, keys: Iterable[str], funded: bool) -> None:
         """Note that budgets have something left, or nothing any more."""
-        change = self._funded.add if funded else self._funded.discard
+        change = self.funded.add if funded else self.funded.discard
         for key in keys:
             posting = self.layer.posting(field, key)
             if posting is not None:
@@ -101,10 +101,10 @@ class SegmentView:
     # ---- answers ----
 
     def __len__(self) -> int:
-        return self._live.count
+        return self.live.count
 
     def __contains__(self, internal: int) -> bool:
-        return internal in self._live
+        return internal in self.live
 
     def holders(self, field: str, term: str) -> BitMap:
         """Return the ids whose field has the term, alive or not."""
@@ -118,35 +118,43 @@ class SegmentView:
         posting = self.layer.posting(field, term)
         if posting is None:
             return 0
-        if self._live.count == self.count:
+        if self.live.count == self.count:
             return posting.count
         if posting.dense is not None:
-            return int(np.bitwise_count(posting.dense & self._live.words).sum())
+            return int(np.bitwise_count(posting.dense & self.live.words).sum())
         ids = posting.ids
-        bits = self._live.words[ids >> np.uint32(6)] >> (ids & np.uint32(63)).astype(np.uint64)
+        bits = self.live.words[ids >> np.uint32(6)] >> (ids & np.uint32(63)).astype(np.uint64)
         return int(np.count_nonzero(bits & np.uint64(1)))
 
     def holds(self, clause: Clause, internal: int) -> bool:
         """Tell whether one id satisfies a clause."""
-        return bool(self._matched([Is(self.layer.document_id(internal)), clause]))
+        return bool(self._matched([Is(self.layer.document_id(internal)), clause])[0])
 
-    def survive(self, conditions: Sequence[Condition], trace: list[dict[str, Any]] | None = None) -> BitMap:
-        """Return the live ids that satisfy all conditions; `trace` receives a row per condition, cheapest first."""
-        if trace is not None:
-            ranked = sorted(((estimate_ids(self, c.clause), place) for place, c in enumerate(conditions)))
-            done: list[Clause] = []
-            for expected, place in ranked:
-                condition = conditions[place]
-                done.append(condition.clause)
-                row = {"clause": condition.name, "words": condition.words, "estimate": expected}
-                matched, remaining = self._matched([condition.clause]), self._matched(done)
-                trace.append({**row, "matched": matched, "remaining": remaining})
-        words, _, _ = self._runner.match(self._program(conditions), self.layer.scores.blocks)
-        return roaring_of(words)
+    def counts(self, conditions: Sequence[Condition], deadline: float | None = None) -> Counts:
+        """Return how many live documents satisfy each condition, the cheapest first, and all of them."""
+        ranked = sorted(((estimate_ids(self, c.clause), place) for place, c in enumerate(conditions)))
+        rows: list[dict[str, Any]] = []
+        done: list[Clause] = []
+        remaining, whole = len(self), True
+        for expected, place in ranked:
+            condition = conditions[place]
+            done.append(condition.clause)
+            row: dict[str, Any] = {"clause": condition.name, "words": condition.words, "estimate": expected}
+            row["matched"], alone = self._matched([condition.clause], deadline)
+            row["remaining"], together = self._matched(done, deadline)
+            remaining, whole = row["remaining"], whole and alone and together
+            rows.append(row if alone and together else {**row, "partial": True})
+        return Counts(rows, remaining, whole)
 
     def matching(self, conditions: Sequence[Condition], deadline: float | None = None) -> tuple[Words, int, bool]:
         """Return the live ids that satisfy all conditions as words, their number, and whether these are all."""
-        return self._runner.match(self._program(conditions), self.layer.scores.blocks, deadline)
+        alone = conditions[0].clause if len(conditions) == 1 else None
+        if isinstance(alone, HasVector) and (kept := self._everything.get(alone.field)) and kept[0] == len(self):
+            return kept[1], kept[2], True
+        words, count, whole = self._runner.match(self._program(conditions), self.layer.scores.blocks, deadline)
+        if isinstance(alone, HasVector) and whole:
+            self._everything[alone.field] = len(self), words.copy(), count
+        return words, count, whole
 
     def best(
         self,
@@ -161,19 +169,19 @@ class SegmentView:
     ) -> Candidates:
         """Return the best `limit` ids (0: all) by light score, ties decided by the smaller document id."""
         program = self._program(conditions)
-        bonuses = bonus_lists(self, boosts)
+        bonuses = bonus_lists(self, boosts) if boosts else ()
         scores = self.layer.scores
-        size = min(limit, self.count) if limit else self.count
+        size = min(limit, self.count) if limit else self.count  # room that nothing comes to is never touched
         if size == 0:
             return Candidates(np.empty(0, np.uint32), np.empty(0), 0, True, True, "nothing")
-        if limit == 0:
-            size, counting = max(1, self._runner.match(program, scores.blocks)[1]), True
+        counting = counting or limit == 0
         behind = None if after is None else (after.score, self.layer.tie_before(after.key))
         best = self._runner.best(program, scores, size, bonuses, counting=counting, deadline=deadline, after=behind)
-        words = f"blocks {best.blocks} of {scores.blocks}, {len(program.drivers)} lists drive"
+        words = f"blocks {best.blocks} of {scores.blocks}, {program.drivers} lists drive"
         # With room for every id there is no reason to stop early: all that matches is in.
         counted = best.counted or (best.complete and size == self.count and after is None)
-        return Candidates(best.ids, best.scores, best.matched, counted, best.complete, words, ranked=True)
+        keys = self.layer.keys_of_ties(best.ties)
+        return Candidates(best.ids, best.scores, best.matched, counted, best.complete, words, True, keys)
 
     def numbers(self, field: str, ids: Ids) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """Return the field's numbers of `ids`, 0 where missing, and which are there."""
@@ -208,8 +216,8 @@ class SegmentView:
     def _program(self, conditions: Sequence[Condition]) -> Program:
         return compile_program(self, [condition.clause for condition in conditions])
 
-    def _matched(self, clauses: Sequence[Clause]) -> int:
-        return self._runner.match(compile_program(self, clauses), self.layer.scores.blocks)[1]
+    def _matched(self, clauses: Sequence[Clause], deadline: float | None = None) -> tuple[int, bool]:
+        return self._runner.match(compile_program(self, clauses), self.layer.scores.blocks, deadline)[1:]
 
 
 class _Schedule:
@@ -222,8 +230,8 @@ class _Schedule:
         self._bits: Bits | None = None
         self._valid = (0, 0)
 
-    def at(self, at_us: int) -> Words:
-        """Return the words for an instant. They stay as they are when the next instant has other words."""
+    def at(self, at_us: int) -> Bits:
+        """Return the ids for an instant. They stay as they are when the next instant has others."""
         if self._bits is None or not self._valid[0] <= at_us < self._valid[1]:
             bits = Bits(self._count, full=True)
             for column, late in ((self._starts, True), (self._ends, False)):
@@ -232,7 +240,7 @@ class _Schedule:
                     bits.words &= ~words_of(column.order[found], self._count)
             self._bits = bits
             self._valid = self._until(at_us)
-        return self._bits.words
+        return self._bits
 
     def _until(self, at_us: int) -> tuple[int, int]:
         """Return the interval around an instant in which nothing starts or ends."""

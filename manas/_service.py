@@ -55,7 +55,13 @@ class Engine(Protocol):
         """Return the answers of several requests, errors in their places."""
 
     def explain(
-        self, request: Mapping[str, Any], k: int = 10, ad_id: int | str | None = None, *, common: Common | None = None
+        self,
+        request: Mapping[str, Any],
+        k: int = 10,
+        ad_id: int | str | None = None,
+        *,
+        timeout_s: float | None = None,
+        common: Common | None = None,
     ) -> dict[str, Any]:
         """Return an answer with its plan, and why an ad is or is not in it."""
 
@@ -161,11 +167,10 @@ class Service(rpc.ManasServicer):
 
     def _answer(self, request: pb.SearchRequest, deadline: float | None) -> pb.SearchReply:
         self._check_started()
-        ask = _ask(request)
+        ask, timeout_s = _ask(request), _soonest(request.timeout_s, deadline)
         if request.explain or request.explain_ad_id:
-            found = self._engine.explain(ask.request, ask.k, request.explain_ad_id or None, common=ask.common)
-            return reply_of(found)
-        timeout_s = _soonest(request.timeout_s, deadline)
+            ad_id = request.explain_ad_id or None
+            return reply_of(self._engine.explain(ask.request, ask.k, ad_id, timeout_s=timeout_s, common=ask.common))
         answer = self._engine.search(ask.request, ask.k, counting=ask.counting, timeout_s=timeout_s, common=ask.common)
         return reply_of(answer, columns=request.columns)
 

@@ -26,6 +26,8 @@ from manas.budgets import WINDOWS, Seen
 
 MAX_VALUES = 1_000
 """Of one dimension: segments of a user, at most."""
+MAX_CHARACTERS = 1_024
+"""Of one value: what requests say is kept by thousands, so that the next one is quicker."""
 MAX_SEEN = 1_000
 """Campaigns of one request: what the caller's store of users keeps is bounded by the longest window that it counts."""
 
@@ -42,6 +44,8 @@ class SpecialParser:
             "position": serving.area, "near": serving.location, "time_zone": serving.hours, "seen": serving.budget_key
         }  # fmt: skip
         self.keys = {key: field is not None for key, field in usable.items()}
+        self.any = any((serving.predicate, serving.area, serving.location, serving.hours))
+        """Whether `conditions` can find some."""
 
     def conditions(self, request: Mapping[str, Any], at_us: int) -> list[Condition]:
         """Return what the request demands of special fields. Raises InvalidRequest naming the key."""
@@ -120,6 +124,8 @@ def values_of(dimension: Dimension, value: Any) -> tuple[str | int, ...] | None:
     for item in given:
         if not isinstance(item, wanted) or isinstance(item, bool):
             raise InvalidRequest(f"{name}: values are {dimension.type.value}, got {_shown(item)}")
+        if isinstance(item, str) and len(item) > MAX_CHARACTERS:
+            raise InvalidRequest(f"{name}: a value of {len(item)} characters, more than {MAX_CHARACTERS}")
         if isinstance(item, int) and not INT64_MIN <= item <= INT64_MAX:
             raise InvalidRequest(f"{name}: {item} does not fit 64 bits")
         if dimension.values and str(item) not in dimension.values:

@@ -7,24 +7,29 @@ own vectors (see `_vector_calibration`), and is turned into time here. Only rati
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
 
 PLAN_VERSION = 2
-_TEST_NS = 1.0
+_TEST_NS = 1.5
 """One bit of the filter, of the rows of a list one after the other."""
-_LOOK_NS = 1.3
-"""One bit of the filter in a walk."""
+_SAMPLE_NS = 0.8
+"""One row compared by codes where there is a filter: a part of the rows is tested as well."""
+_LOOK_NS = 9.0
+"""One row met in a walk: its mark and its bit of the filter, anywhere in memory."""
 _WORD_NS = 0.7
 """One word of the filter, when all are looked through."""
-_NEAR_NS = (3.0, 0.10)
-"""Compare one vector after its neighbour in memory: fixed part, and per dimension."""
+_NEAR_NS = (10.0, 0.12)
+"""Compare one vector that passed a test, not far from the one before: fixed part, and per dimension."""
 _FAR_NS = (12.0, 0.12)
-"""Compare one vector anywhere in memory."""
+"""Compare one vector anywhere in memory, asked for some time before."""
+_WALKED_NS = (6.0, 0.12)
+"""Compare one vector in a walk."""
+_BEAM_NS = 0.07
+"""The same, per candidate in the beam: its heap and queue take longer, and it roams further than caches reach."""
 _CODE_NS = (0.5, 0.03)
-"""Compare one row's codes: reading them takes longer than multiplying, and a part of the rows is tested as well."""
+"""Compare one row's codes: reading them takes longer than multiplying."""
 _CENTRE_NS = (0.5, 0.02)
 """Work out one list's bound."""
 _VISIT_NS = 100.0
@@ -94,8 +99,7 @@ class VectorPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """By descending share."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """The way chosen, its parameters, and what every possible way was estimated to take."""
 
     way: Way
@@ -127,13 +131,16 @@ def choose(plan: VectorPlan, survivors: int, words: int, k: int, *, only: Way | 
             reach, further, share = _interpolated(plan, depth)
             by_tests = plan.vectors * _TEST_NS + survivors * _each(_NEAR_NS, plan.dims)
             rows = plan.vectors * _each(_CODE_NS, plan.dims) if plan.power else math.inf
+            if survivors < plan.vectors:
+                rows += plan.vectors * _SAMPLE_NS
             by_codes = rows < by_tests
             micros[Way.LISTS] = (centres + share * (plan.lists * _VISIT_NS + min(by_tests, rows))) / 1_000
         beam = _beam(plan, survivors / plan.vectors) if k <= _MAX_WALK_K else None
         if beam is not None:
             wider = max(1.0, k / CALIBRATED_K)
             width = round(beam.width * wider)
-            spent = beam.looked * _LOOK_NS + beam.compared * _each(_FAR_NS, plan.dims) + beam.steps * _STEP_NS
+            each = _each(_WALKED_NS, plan.dims) + _BEAM_NS * width
+            spent = beam.looked * _LOOK_NS + beam.compared * each + beam.steps * _STEP_NS
             micros[Way.WALK if beam.two_hops else Way.POST_FILTER] = (centres + wider * spent) / 1_000
     way = min(micros, key=micros.__getitem__)
     if only is not None and only in micros:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import replace
 
 from manas._bits import Words
 from manas._clauses import Condition
@@ -13,6 +14,9 @@ from manas._layer import Candidates, LayerView
 from manas._ranking import Ranked, merge
 from manas._schema import Floats
 from manas._vector_plan import Way
+
+_NOTHING: tuple[Words, int, bool] = np.empty(0, np.uint64), 0, True
+_NOBODY = Candidates(np.empty(0, np.uint32), np.empty(0), 0, True, True, "no survivors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,7 @@ class NeighbourSearch:
         """
         self._views = views
         self._stores = [view.layer.vectors(field) for view in views]
-        nothing: tuple[Words, int, bool] = np.empty(0, np.uint64), 0, True
-        self._passing = [view.matching(conditions, deadline) if len(view) else nothing for view in views]
+        self._passing = [view.matching(conditions, deadline) if len(view) else _NOTHING for view in views]
         self._deadline = deadline
         self._query = query
         self._limits = limits
@@ -56,7 +59,7 @@ class NeighbourSearch:
         limits = self._limits
         for store, (words, count, whole) in zip(self._stores, self._passing, strict=True):
             if store is None or count == 0:
-                parts.append(Candidates(np.empty(0, np.uint32), np.empty(0), 0, whole, whole, "no survivors"))
+                parts.append(_NOBODY if whole else replace(_NOBODY, counted=False, complete=False))
                 continue
             found = store.nearest(
                 self._query,

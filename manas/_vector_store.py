@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import mmap
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,19 +12,20 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from manas._bits import Words, ids_of, padded, words_of
+from manas._bits import Bits, Words, ids_of, padded
 from manas._layer import Ids
 from manas._schema import Floats
 from manas._vector_codes import Codes, bytes_of
 from manas._vector_plan import LEAST_LOCAL, PLAN_VERSION, WALK_BUDGET, Beam, Choice, VectorPlan, Way, choose
 from manas._vector_table import Found, Lists, VectorTable
 
+_KEPT_CHOICES = 1_024
+"""Of the planner: some 300 kB per field."""
 _ROUNDING = 1e-6
 """More than the rounding error of a float32 dot product of unit vectors."""
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbours:
+class Neighbours(msgspec.Struct):
     """The nearest of those that pass, with float64 similarities; ties with the last may make them more than k."""
 
     ids: Ids
@@ -42,9 +42,8 @@ class Neighbours:
     ranked: bool = False
     """In the order of the answer: by similarity, then by the table's `ties`."""
 
-    @property
     def words(self) -> str:
-        """How they were found, what that took, and what was estimated."""
+        """Return how they were found, what that took, and what was estimated."""
         if self.found is None or self.choice is None:
             said = f"{self.way} scan of {self.survivors} survivors"
         elif self.way is Way.LISTS:
@@ -87,9 +86,11 @@ class SegmentVectors:
         """Use `open_vectors`."""
         self.table = table
         self.plan = plan
-        ids = table.ids if table.ids is not None else np.empty(0, np.uint32)
-        self.words: Words = words_of(ids, count)
+        self.having = Bits(count)
         """Ids that have a vector."""
+        if table.ids is not None:
+            self.having.add(table.ids)
+        self._choices: dict[tuple[int, int, int, Way | None], Choice] = {}
 
     def nearest(
         self,
@@ -108,21 +109,21 @@ class SegmentVectors:
         """
         if survivors <= exact_survivors:
             only = Way.EXACT
-        choice = choose(self.plan, survivors, len(words), k, only=only)
+        choice = self._choice(survivors, len(words), k, only)
         way, failed = choice.way, None
         if choice.beam is not None and way in (Way.WALK, Way.POST_FILTER):
             found = self._walk(query, words, choice.beam, choice.width, deadline)
             enough = found.finished and len(found.ids) >= min(k, survivors)
             if enough or not found.complete:
-                return self._ranked(
-                    Neighbours(found.ids, found.scores, way, survivors, choice, found, None, found.complete)
+                return Neighbours(
+                    found.ids, found.scores, way, survivors, choice, found, None, found.complete, found.ranked
                 )
             failed = found
             way = Way.LISTS if choice.micros.get(Way.LISTS, math.inf) <= choice.micros[Way.EXACT] else Way.EXACT
         if way is Way.LISTS:
             found = self._probe(query, words, survivors, k, choice, deadline)
-            return self._ranked(
-                Neighbours(found.ids, found.scores, way, survivors, choice, found, failed, found.complete)
+            return Neighbours(
+                found.ids, found.scores, way, survivors, choice, found, failed, found.complete, found.ranked
             )
         ids, scores, complete = exact(self.table, query, words, survivors, k, deadline)
         return self._ranked(Neighbours(ids, scores, Way.EXACT, survivors, choice, None, failed, complete))
@@ -133,7 +134,17 @@ class SegmentVectors:
         if ties is None:
             return found
         order = np.lexsort((ties[found.ids], -found.scores))
-        return replace(found, ids=found.ids[order], scores=found.scores[order], ranked=True)
+        found.ids, found.scores, found.ranked = found.ids[order], found.scores[order], True
+        return found
+
+    def _choice(self, survivors: int, words: int, k: int, only: Way | None) -> Choice:
+        """Return what the planner chooses, remembered: filters that are asked for often let as many pass each time."""
+        known = self._choices.get((survivors, words, k, only))
+        if known is None:
+            if len(self._choices) >= _KEPT_CHOICES:
+                self._choices = {}
+            known = self._choices[survivors, words, k, only] = choose(self.plan, survivors, words, k, only=only)
+        return known
 
     def _probe(
         self, query: Floats, words: Words, survivors: int, k: int, choice: Choice, deadline: float | None
@@ -174,6 +185,7 @@ def exact(
     Without these, everything that ties with the last of them is there as well. The last value is False when the
     deadline came first: then it is the best of what was compared until then.
     """
+    k = min(k, survivors)  # whoever wants all asks for far more than there are
     room = k + 16 + k // 16
     if k:
         found = table.scan(query, words, room, deadline)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -16,7 +17,7 @@ from manas._bits import Words
 from manas._layer import Ids
 from manas._schema import Floats
 from manas._vector_codes import Codes
-from manas._vector_scratch import ScratchPool
+from manas._vector_scratch import Room, ScratchPool
 from manas.kernels.vector_layout import GROUP, PAUSED, RING, Near
 
 SEED_LISTS = 2
@@ -25,11 +26,11 @@ SLICE = 16_384
 """Rows met between two looks at the clock when there is a deadline: some tens of microseconds of work, a millisecond
 where the vectors have to come from a disk."""
 _FOREVER = (1 << 63) - 1
+_SCAN_ROOM = Room({Near.BUFFER_AT: 2 * RING})
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a kernel found, in no order, with float64 similarities, and what it took."""
+class Found(msgspec.Struct, frozen=True):
+    """What a kernel found, best first, with float64 similarities, and what it took."""
 
     ids: Ids
     scores: npt.NDArray[np.float64]
@@ -43,6 +44,8 @@ class Found:
     """False: the walk did not start or gave up, and what was found is to be thrown away."""
     complete: bool = True
     """False: the deadline came first, and this is the best until then."""
+    ranked: bool = False
+    """Ties are in the order of the table's `ties`, else in that of ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,8 @@ class VectorTable:
     _fixed: npt.NDArray[np.int64] = field(init=False)
     _centroids: Floats = field(init=False)
     _codes_at: int = field(init=False, default=0)
-    _room: dict[int, int] = field(init=False)
-    """Scratch that lists take, in words by its place in the parameters."""
+    _room: Room = field(init=False)
+    """What lists take."""
     _pool: ScratchPool = field(init=False, default_factory=ScratchPool)
 
     def __post_init__(self) -> None:
@@ -111,7 +114,7 @@ class VectorTable:
             object.__setattr__(self, "_codes_at", self.codes.codes.ctypes.data)
             room |= {Near.WEIGHTS_AT: -(-4 * self.codes.fours // 8), Near.NUMBERS_AT: 2}
         object.__setattr__(self, "_centroids", turned)
-        object.__setattr__(self, "_room", room)
+        object.__setattr__(self, "_room", Room(room))
         object.__setattr__(self, "_fixed", p)
 
     def similarities(self, query: Floats, ids: Ids) -> npt.NDArray[np.float64]:
@@ -134,7 +137,7 @@ class VectorTable:
         deadline: float | None = None,
     ) -> Found:
         """Return the `k` > 0 nearest of the ids in `words`, which all must have a vector."""
-        return self._call("scan_near", query, words, k, {Near.BUFFER_AT: 2 * RING}, {}, deadline)
+        return self._call("scan_near", query, words, k, _SCAN_ROOM, {}, {}, deadline)
 
     def probe(
         self,
@@ -156,13 +159,9 @@ class VectorTable:
         """
         if self.lists is None or (by_codes and self.codes is None):
             raise ValueError("these vectors are not clustered, or have no codes")
-        given = {
-            Near.REACH: _bits(reach),
-            Near.FURTHER: _bits(further),
-            Near.EXPECTED: _bits(survivors / len(self.matrix)),
-            Near.CODES_AT: self._codes_at if by_codes else 0,
-        }
-        return self._call("probe_near", query, words, k, self._room, given, deadline)
+        numbers = {Near.REACH: reach, Near.FURTHER: further, Near.EXPECTED: survivors / len(self.matrix)}
+        given = {Near.CODES_AT: self._codes_at if by_codes else 0}
+        return self._call("probe_near", query, words, k, self._room, given, numbers, deadline)
 
     def walk(
         self,
@@ -188,19 +187,19 @@ class VectorTable:
         visited = np.zeros(len(self.matrix) // 64 + 1, np.uint64)
         if without is not None:
             visited[without >> 6] |= np.uint64(1) << np.uint64(without & 63)
-        room = self._room | {
+        own = {
             Near.BUFFER_AT: step,
             Near.QUEUE_SCORES_AT: (budget + step) // 2 + 1,
             Near.QUEUE_ROWS_AT: budget + step,
         }
+        room = Room({**self._room.places, **own})
         given = {
             Near.VISITED_AT: visited.ctypes.data,
             Near.SEEDS: min(SEED_LISTS, len(self.lists)),
             Near.BUDGET: budget,
             Near.TWO_HOPS: int(two_hops),
-            Near.LEAST_LOCAL: _bits(least_local),
         }
-        return self._call("walk_near", query, words, width, room, given, deadline)
+        return self._call("walk_near", query, words, width, room, given, {Near.LEAST_LOCAL: least_local}, deadline)
 
     def _call(
         self,
@@ -208,8 +207,9 @@ class VectorTable:
         query: Floats,
         words: Words,
         k: int,
-        room: Mapping[int, int],
+        room: Room,
         given: dict[int, int],
+        numbers: Mapping[int, float],
         deadline: float | None,
     ) -> Found:
         """Run a kernel. With a `deadline` (of the monotonic clock) it runs in slices, at least one."""
@@ -218,22 +218,23 @@ class VectorTable:
         scratch = self._pool.take(name, self._fixed, k, room)
         given[Near.WORDS_AT], given[Near.WORDS] = _address_of(words), len(words)
         given[Near.UNTIL] = _FOREVER if deadline is None else self.slice_rows
-        scratch.start(query, given)
-        address, work = scratch.address, scratch.work
+        scratch.start(query, given, numbers)
+        address, p = scratch.address, scratch.parameters
         kernel(address)
-        while work[Near.STATUS] == PAUSED and deadline is not None and time.monotonic() < deadline:
-            work[Near.UNTIL] += self.slice_rows
+        while p[Near.STATUS] == PAUSED and deadline is not None and time.monotonic() < deadline:
+            p[Near.UNTIL] += self.slice_rows
             kernel(address)
         code.score_near(address)
-        size, status = int(work[Near.SIZE]), int(work[Near.STATUS])
+        size, status = p[Near.SIZE], p[Near.STATUS]
         found = Found(
             scratch.ids[:size].astype(np.uint32),
             scratch.scores[:size].copy(),
-            int(work[Near.LOOKED]),
-            int(work[Near.COMPARED]),
-            int(work[Near.VISITS]),
+            p[Near.LOOKED],
+            p[Near.COMPARED],
+            p[Near.VISITS],
             status in (0, PAUSED),
             status != PAUSED,
+            self.ties is not None,
         )
         self._pool.give(name, k, room, scratch)
         return found

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from manas._exceptions import SegmentCorrupt
+from manas._exceptions import SegmentCorrupt, passes
 from manas._manifest import FileEntry
 
 _CHUNK = 1 << 20
+_RETRY_SECONDS = 1.0
 _SHARE = 0.5
 """Of one core: the rest is left to answering. A gigabyte takes about three seconds."""
 
@@ -101,6 +102,16 @@ class Verifier:
                 self.pending_bytes -= entry.bytes
 
     def _problem(self, file: Path, entry: FileEntry) -> str:
+        while True:
+            try:
+                return self._read(file, entry)
+            except OSError as error:
+                if not passes(error):
+                    return f"cannot be read ({error})"
+            if self._stop.wait(_RETRY_SECONDS):
+                return ""
+
+    def _read(self, file: Path, entry: FileEntry) -> str:
         digest, size = hashlib.blake2b(digest_size=16), 0
         try:
             with file.open("rb") as handle:
@@ -113,8 +124,6 @@ class Verifier:
                     self._stop.wait((time.thread_time() - began) * (1 / _SHARE - 1))
         except FileNotFoundError:
             return "" if not file.parent.exists() else "is missing"  # pruned while mapped: it can be used to the end
-        except OSError as error:
-            return f"cannot be read ({error})"
         if size != entry.bytes:
             return f"has {size} bytes instead of {entry.bytes}"
         return "" if digest.hexdigest() == entry.blake2b else "checksum differs"

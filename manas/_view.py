@@ -55,6 +55,7 @@ class View:
         self._folded: list[SegmentView] = []
         self._frozen: DeltaView | None = None
         self._delta = DeltaView(self.delta)
+        self._arrange()
 
     def entry(self, document_id: str) -> Entry | None:
         """Return what deltas since the base have said of a document; its slot is -1 where it was deleted."""
@@ -102,7 +103,7 @@ class View:
         for fold, view in zip(reversed(self.folds), reversed(self._folded), strict=True):
             if (known := fold.entry(document_id)) is not None:
                 if known.slot >= 0:
-                    view.hide_ids(np.array([known.slot], np.uint32))
+                    view.hide_id(known.slot)
                 return
         for base in self._bases.values():
             base.hide(document_id)
@@ -132,6 +133,7 @@ class View:
                 below[name].hide_ids(ids)
             self.folds.append(fold)
             self._folded.append(view)
+        self._arrange()
 
     def freeze(self) -> Delta:
         """Go on with an empty delta and return the one so far, which is answered from until `adopt`."""
@@ -140,6 +142,7 @@ class View:
         self.frozen, self._frozen = self.delta, self._delta
         self.delta = Delta(self.schema)
         self._delta = DeltaView(self.delta)
+        self._arrange()
         return self.frozen
 
     def prepare_fold(self, fold: Fold) -> SegmentView:
@@ -158,6 +161,7 @@ class View:
         self.folds = [*self.folds[:keep], fold]
         self._folded = [*self._folded[:keep], view]
         self.frozen = self._frozen = None
+        self._arrange()
 
     def _new_folded(self, fold: Fold) -> SegmentView:
         fold.segment.check_catalog(self.schema.catalog)
@@ -165,10 +169,13 @@ class View:
         view.fund(self._budget_key, self.funded_keys, True)
         return view
 
-    def layers(self) -> list[SegmentView | DeltaView]:
-        """Return the layers that have documents or could have, those of the base first and the live delta last."""
+    def _arrange(self) -> None:
         frozen = [] if self._frozen is None else [self._frozen]
-        return [*self._bases.values(), *self._folded, *frozen, self._delta]
+        self._layers: tuple[SegmentView | DeltaView, ...] = (*self._bases.values(), *self._folded, *frozen, self._delta)
+
+    def layers(self) -> tuple[SegmentView | DeltaView, ...]:
+        """Return the layers that have documents or could have, those of the base first and the live delta last."""
+        return self._layers
 
     def find(self, document_id: str) -> tuple[SegmentView | DeltaView, int] | None:
         """Return where a live document is."""

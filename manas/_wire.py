@@ -8,6 +8,7 @@ from typing import Any
 
 from manas._common import Common
 from manas._exceptions import InvalidRequest
+from manas._hits import Hits
 from manas.api import Answer, Hit
 from messaging.proto import adsindex_pb2 as pb
 
@@ -31,6 +32,14 @@ def reply_of(answer: Any, *, columns: bool = False) -> pb.SearchReply:
         page_token=answer.get("page_token"),
     )
     hits = answer["hits"]
+    if columns and isinstance(hits, Hits):
+        ids = hits.ad_ids
+        if ids and isinstance(ids[0], int):
+            reply.int_keys.extend(ids)
+        else:
+            reply.keys.extend(ids)
+        reply.scores.extend(hits.scores)
+        return _explained(reply, answer)
     if hits and "light" in hits[0]:
         reply.light_scores.extend([hit["light"] for hit in hits])
     if columns and hits and "groups" not in hits[0]:
@@ -42,6 +51,10 @@ def reply_of(answer: Any, *, columns: bool = False) -> pb.SearchReply:
         reply.scores.extend([hit["score"] for hit in hits])
     else:
         reply.hits.extend(pb.Hit(ad_id=str(h["ad_id"]), score=h["score"], groups=h.get("groups")) for h in hits)
+    return _explained(reply, answer)
+
+
+def _explained(reply: pb.SearchReply, answer: Any) -> pb.SearchReply:
     if "plan" in answer:
         reply.explain_json = json.dumps({key: answer[key] for key in ("plan", "ad") if key in answer})
     return reply

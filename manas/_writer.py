@@ -36,13 +36,22 @@ import numpy as np
 import numpy.typing as npt
 
 from catalog import Catalog
+from manas._arrays import write_array
 from manas._bits import padded, words_of
 from manas._columns import Columns
 from manas._dictionary import shortest, write_strings
 from manas._exceptions import InvalidDocument, SegmentError
 from manas._forward import ForwardWriter
 from manas._lists import ListWriter, Sizes
-from manas._manifest import FORMAT_VERSION, FieldFormat, Manifest, file_entry, write_manifest
+from manas._manifest import (
+    FORMAT_VERSION,
+    FieldFormat,
+    Manifest,
+    StoredFamily,
+    file_entry,
+    static_roles,
+    write_manifest,
+)
 from manas._packed import Packing, packed, short_ids
 from manas._schema import DocumentSchema, static_scores
 from manas._targets import TargetsWriter
@@ -62,6 +71,7 @@ class SegmentWriter:
         self._schema = DocumentSchema(catalog)
         self._vectors = vectors or VectorBuild()
         self._packed: dict[str, Packing] = {}
+        self._stored: dict[str, StoredFamily] = {}
 
     def write(
         self,
@@ -89,7 +99,7 @@ class SegmentWriter:
             numbers = {name: column.finish() for name, column in columns.numbers.items()}
             scores = static_scores(self._schema.catalog.serving, numbers, count)
             inputs = np.lexsort((ties, -scores))
-            forward.finish(inputs)
+            self._stored = forward.finish(inputs)
         internal = np.empty(count, np.uint32)
         internal[inputs] = np.arange(count, dtype=np.uint32)
         targets.write(self._save, internal)
@@ -161,8 +171,10 @@ class SegmentWriter:
                     f.name: FieldFormat(f.index.value, f.type.value, f.column.dims, f.payload or "", f.family)
                     for f in catalog.fields.values()
                 },
+                stored=self._stored,
                 packed=self._packed,
                 keys=tuple(sorted(own)),
+                static=static_roles(catalog.serving),
                 postings=_total(postings),
                 postings_by_field=dict(postings),
                 files={file.name: file_entry(file) for file in files},
@@ -175,7 +187,7 @@ class SegmentWriter:
 
     def _save(self, name: str, values: npt.NDArray[Any]) -> None:
         with (self._directory / name).open("xb") as handle:
-            np.ascontiguousarray(values).tofile(handle)
+            write_array(handle, values)
 
     def _save_packed(self, name: str, values: npt.NDArray[np.int64], least: int, *, pad: bool = False) -> None:
         stored, self._packed[name] = packed(values, least)

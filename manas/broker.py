@@ -19,6 +19,7 @@ from manas._base import shard_of
 from manas._broker_job import Job
 from manas._common import Ask, Common
 from manas._exceptions import InvalidDocument, InvalidRequest, ManasError, ManasUnavailable
+from manas._explain_query import ANSWER, RANK
 from manas._rounds import Round, SearchShard, Shards
 from manas._schema import DocumentSchema
 from manas._shard_stats import merged_stats
@@ -100,31 +101,42 @@ class Broker:
         k: int = 10,
         ad_id: int | str | None = None,
         *,
+        timeout_s: float | None = None,
         common: Common | None = None,
     ) -> dict[str, Any]:
         """Return the answer with every shard's plan, and why an ad is or is not in it.
 
-        Its conditions are judged by its own shard, its rank is that among all. Raises what `search` raises, and
+        Its conditions are judged by its own shard, its rank is that among all. `timeout_s` is for everything: what
+        there was no time for is named in "cut" of the plan, or of the shards' own. Raises what `search` raises, and
         ManasUnavailable when the ad's shard is missing.
         """
-        job, answer = self._answered(Ask(request, k, common=common), None)
+        ends = None if timeout_s is None else time.monotonic() + timeout_s
+        job, answer = self._answered(Ask(request, k, common=common), timeout_s)
         result: dict[str, Any] = dict(answer)
-        round_ = self._round()
-        words = self._words([job], round_)
+        round_ = self._round(_until(ends))
+        words = job.words
         alike = replace(job.common, documents=words.documents, frequencies=words.frequencies) if words else job.common
         home = -1 if ad_id is None else shard_of(str(ad_id), len(self._shards))
 
         def explained(number: int, shard: SearchShard) -> dict[str, Any]:
-            return shard.explain(job.asked, k, ad_id if number == home else None, common=alike)
+            own = ad_id if number == home else None
+            return shard.explain(job.asked, k, own, timeout_s=_until(ends), common=alike)
 
         plans = self._shards.ask(explained, round_)
-        result["plan"] = {"shards": {self._shards.name(n): found["plan"] for n, found in sorted(plans.items())}}
+        plan = result["plan"] = {"shards": {self._shards.name(n): found["plan"] for n, found in sorted(plans.items())}}
+        cut = [ANSWER] if answer["partial"] else []
+        cut += [f"plan of shard {name}: {why}" for name, why in self._shards.named(round_.missing).items()]
         if home in plans:
-            ranked = job.candidates if job.candidates is not None else self._everything(job)
+            ranked, whole = job.candidates, not answer["partial"]
+            if ranked is None:
+                ranked, whole = self._everything(job, _until(ends))
+            cut += [] if whole else [RANK]
             hits = [str(hit["ad_id"]) for hit in answer["hits"]]
-            ad = _concluded(plans[home]["ad"], ranked, hits, k, job.most)
+            ad = _concluded(plans[home]["ad"], ranked, hits, k, job.most, whole=whole)
             result["ad"] = {**ad, "shard": self._shards.name(home)}
-        elif home >= 0:
+        if cut:
+            plan["cut"] = cut
+        if home >= 0 and home not in plans:
             raise ManasUnavailable(f"ad {ad_id} belongs to shard {self._shards.name(home)}: {round_.missing[home]}")
         return result
 
@@ -173,6 +185,8 @@ class Broker:
         found: list[Job | ManasError] = [self._job(ask) for ask in asks]
         live = {place: job for place, job in enumerate(found) if isinstance(job, Job)}
         shared = self._words(live.values(), round_)
+        for job in live.values():
+            job.words = shared
         for place, error in self._find_vectors(live, round_).items():
             found[place] = error
             del live[place]
@@ -202,13 +216,18 @@ class Broker:
             return Job(self._schema, ask)
         except InvalidRequest as error:
             return error
+        except (ArithmeticError, ValueError, RecursionError) as error:
+            return InvalidRequest(f"a value of the request is beyond what can be read: {error}")
 
     def _words(self, jobs: Iterable[Job], round_: Round) -> Common | None:
         """Return how often all shards have the words of requests, None when there are no words."""
         texts = [job.asked for job in jobs if "text" in job.asked]
         if not texts or self._schema.catalog.serving.text is None:
             return None
-        return self._counted(texts, round_)
+        ahead = round_.ahead()
+        counted = self._counted(texts, ahead)
+        round_.missing.update(ahead.missing)  # who has not been counted is not to be scored by these counts
+        return counted
 
     def _counted(self, requests: Sequence[Mapping[str, Any]], round_: Round) -> Common:
         parts = self._shards.ask(lambda _, s: s.statistics(requests), round_)
@@ -229,7 +248,7 @@ class Broker:
             if key is not None and field in self._schema.vector_fields:
                 wanted.setdefault(field, {})[place] = key
         for field, keys in wanted.items():
-            found, missing = self._documents(list(dict.fromkeys(keys.values())), [field], Round(round_.ends))
+            found, missing = self._documents(list(dict.fromkeys(keys.values())), [field], Round(round_.ends).ahead())
             for place, key in keys.items():
                 if key in found:
                     jobs[place].common = replace(jobs[place].common, vector=_vector(found[key], field))
@@ -254,16 +273,22 @@ class Broker:
             return None
         try:
             return str(self._schema.key(str(document_id)))
-        except InvalidDocument:
+        except (InvalidDocument, ValueError):  # the latter for a number that Python refuses to write out
             return None
 
-    def _everything(self, job: Job) -> list[Hit]:
-        """Return all that fits a request, in order, whatever it shares."""
+    def _everything(self, job: Job, timeout_s: float | None) -> tuple[list[Hit], bool]:
+        """Return all that fits a request, in order, whatever it shares, and whether nothing is missing."""
         request = {name: value for name, value in job.asked.items() if name != "max_per_advertiser"}
-        return self.search(request, 0)["hits"]
+        answer = self.search(request, 0, timeout_s=timeout_s)
+        return list(answer["hits"]), not answer["partial"]
 
 
 _NO_COMMON = "common: a broker finds out by itself what its shards have in common; leave it out"
+
+
+def _until(ends: float | None) -> float | None:
+    """Return the seconds until a time of the monotonic clock, None for none."""
+    return None if ends is None else max(0.0, ends - time.monotonic())
 
 
 def _done(job: Job) -> Answer:
@@ -282,9 +307,9 @@ def _vector(served: pb.ServedDocument, field: str) -> bytes | None:
 
 
 def _concluded(
-    ad: dict[str, Any], ranked: Sequence[Hit], hits: Sequence[str], k: int, most: int | None
+    ad: dict[str, Any], ranked: Sequence[Hit], hits: Sequence[str], k: int, most: int | None, *, whole: bool
 ) -> dict[str, Any]:
     """Return an ad's explanation by its own shard, with its place among all ads instead of that in the shard."""
     steps = [step for step in ad["steps"] if step["clause"] not in _explain.LAST_STEPS]
     keys = [str(hit["ad_id"]) for hit in ranked]
-    return _explain.conclude(ad["ad_id"], steps, keys, [hit["score"] for hit in ranked], hits, k, most)
+    return _explain.conclude(ad["ad_id"], steps, keys, [hit["score"] for hit in ranked], hits, k, most, whole=whole)

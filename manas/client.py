@@ -35,6 +35,7 @@ class ManasClient:
         self._channels = [open_channel(port, alone=connections > 1) for _ in range(connections)]
         self._stubs = [rpc.ManasStub(channel) for channel in self._channels]
         self._turns = itertools.cycle(self._stubs)
+        self._closed = False
 
     def __enter__(self) -> ManasClient:
         return self
@@ -43,7 +44,8 @@ class ManasClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; safe to call twice."""
+        """Close the connection; safe to call twice. Questions that are on their way end with ManasUnavailable."""
+        self._closed = True
         for channel in self._channels:
             channel.close()
 
@@ -110,10 +112,15 @@ class ManasClient:
         k: int = 10,
         ad_id: int | str | None = None,
         *,
+        timeout_s: float | None = None,
         common: Common | None = None,
     ) -> dict[str, Any]:
-        """Return the answer with its plan, and why an ad is or is not in it."""
+        """Return the answer with its plan, and why an ad is or is not in it.
+
+        `timeout_s`: what there was no time for is named in the plan's "cut".
+        """
         wanted = self._wanted(Ask(request, k, common=common))
+        wanted.timeout_s = _sent(timeout_s)
         wanted.explain, wanted.explain_ad_id = True, "" if ad_id is None else str(ad_id)
         reply = self._search(wanted)
         return {**answer_of(reply, int_keys=self._int_keys), **json.loads(reply.explain_json)}
@@ -183,6 +190,10 @@ class ManasClient:
             return call()
         except grpc.RpcError as error:
             raise self._translated(error) from error
+        except ValueError as error:  # as gRPC says that a channel is closed
+            if not self._closed:
+                raise
+            raise ManasUnavailable(f"the connection to the Manas server on port {self._port} is closed") from error
 
     def _translated(self, error: grpc.RpcError) -> ManasError:
         if error.code() is grpc.StatusCode.INVALID_ARGUMENT:

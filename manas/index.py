@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import replace
 
 from catalog import Catalog
 from catalog.documents import encode_document
-from manas import _explain
 from manas._base import Base
 from manas._clauses import And, Condition, Not, Term
 from manas._common import Ask, Common, with_shared
 from manas._delta import Delta, Entry
 from manas._exceptions import InvalidDocument, InvalidRequest, ManasError, NotServing
+from manas._explain_query import explained, unexplained
 from manas._fold_files import Fold
 from manas._layer import Layer
+from manas._paging import INSTANTS
 from manas._request import Query, RequestParser
 from manas._schema import DocumentSchema, PreparedDocument
 from manas._scoring import Scorer
 from manas._search import Searcher
 from manas._segment_view import SegmentView
+from manas._turns import Turns
 from manas._vector_ranking import PlannerLimits
 from manas._view import Outcome, View
 from manas.api import Answer
@@ -63,7 +66,7 @@ class Index:
         self.schema = DocumentSchema(catalog)
         self._parser = RequestParser(self.schema)
         self._searcher = Searcher(self.schema, limits or PlannerLimits())
-        self._lock = threading.Lock()
+        self._lock = Turns()
         self._budgets = BudgetTable()
         self._view = View(self.schema, base, base_version)
         self._outcomes: Counter[str] = Counter()
@@ -129,8 +132,9 @@ class Index:
     ) -> list[Outcome]:
         """Apply deltas in one step; the newest version of a document wins in whatever order they come.
 
-        With `view`, one from `new_view` that is not in service yet, nothing becomes visible and nothing is counted.
-        `replay`: they were answerable before this process started, nobody knows since when.
+        Searches wait meanwhile, and one that does goes before the next call. With `view`, one from `new_view` that is
+        not in service yet, nothing becomes visible and nothing is counted. `replay`: they were answerable before this
+        process started, nobody knows since when.
         """
         if view is not None:
             outcomes = [_apply(view, delta)[0] for delta in deltas]
@@ -143,6 +147,7 @@ class Index:
                 entry.answerable_us = 0 if replay else now
             outcomes = [outcome for outcome, _ in results]
             self._outcomes.update(outcome.value for outcome in outcomes)
+        self._lock.give_way()
         return outcomes
 
     def apply_documents(self, deltas: Iterable[pb.DocumentDelta]) -> list[Outcome]:
@@ -183,13 +188,18 @@ class Index:
         """
         self.check_serving()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        query = self._parse(request, k)
-        with self._lock:
-            view = self._view
-            found = self._searcher.run(
-                view, query, k, counting=counting, deadline=deadline, scorer=score, common=common
-            )
-            answer = self._searcher.answer(view, found, common)
+        query = self._read(request, k)
+        if not self._acquired(deadline):
+            answer: Answer = {"hits": [], "total": 0, "total_is_lower_bound": True, "partial": True}
+        else:
+            try:
+                view = self._view
+                found = self._searcher.run(
+                    view, query, k, counting=counting, deadline=deadline, scorer=score, common=common
+                )
+                answer = self._searcher.answer(view, found, common)
+            finally:
+                self._lock.release()
         if self.caveat:
             answer["problem"] = self.caveat
         return answer
@@ -200,35 +210,26 @@ class Index:
         k: int = 10,
         ad_id: int | str | None = None,
         *,
+        timeout_s: float | None = None,
         common: Common | None = None,
     ) -> dict[str, Any]:
         """Return the answer, the plan with estimates and actual counts per layer, and an ad's way through it.
 
-        Raises InvalidRequest, NotServing.
+        `timeout_s`: what there was no time for is named in the plan's "cut". Raises InvalidRequest, NotServing.
         """
         self.check_serving()
-        query = self._parse(request, k)
-        with self._lock:
-            view, views = self._view, self._view.layers()
-            traces: list[list[dict[str, Any]]] = [[] for _ in views]
-            survivors = [v.survive(query.conditions, trace) for v, trace in zip(views, traces, strict=True)]
-            found = self._searcher.run(view, query, k, common=common)
-            result: dict[str, Any] = dict(self._searcher.answer(view, found, common))
-            result["plan"] = {
-                **self._searcher.plan(view, query, found),
-                "layers": [
-                    {"layer": v.layer.name, "documents": len(v), "clauses": t, "survivors": len(s), "ranking": how}
-                    for v, t, s, how in zip(views, traces, survivors, found.ranked.strategies, strict=True)
-                ],
-            }
-            if ad_id is not None:
-                whole = replace(query, scoring=replace(query.scoring, page=None))
-                # With a second phase: all that it scores. Without: everything that fits.
-                everything = found.ranked
-                if not found.reranked:
-                    everything = self._searcher.run(view, whole, 0, diversity=False, common=common).ranked
-                hits = [str(found.ranked.keys[i]) for i in found.chosen]
-                result["ad"] = _explain.explain_ad(view, self._budgets, query, str(ad_id), everything, hits, k)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        query = self._read(request, k)
+        ad = None if ad_id is None else str(ad_id)
+        if not self._acquired(deadline):
+            result = unexplained(ad)
+        else:
+            try:
+                result = explained(
+                    self._searcher, self._view, self._budgets, query, k, ad, common=common, deadline=deadline
+                )
+            finally:
+                self._lock.release()
         if self.caveat:
             result["problem"] = self.caveat
         return result
@@ -261,7 +262,7 @@ class Index:
         field, terms = self.schema.catalog.serving.text or "", set[str]()
         for request in requests:
             with suppress(InvalidRequest):
-                terms.update(self._parse(request, 0).text_terms)
+                terms.update(self._read(request, 0).text_terms)
         with self._lock:
             views = self._view.layers()
             frequencies = {term: sum(v.live_frequency(field, term) for v in views) for term in sorted(terms)}
@@ -330,13 +331,27 @@ class Index:
                 **self.describe(),
             }
 
-    # ---- inside, with the lock held ----
+    # ---- inside ----
+
+    def _acquired(self, deadline: float | None) -> bool:
+        """Take the lock, or return False when the deadline comes first."""
+        return self._lock.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def _read(self, request: Mapping[str, Any], k: int) -> Query:
+        """Return a request, checked. Raises InvalidRequest, whatever is in it."""
+        try:
+            query = self._parse(request, k)
+        except (ArithmeticError, ValueError, RecursionError) as error:  # a number of a thousand digits, for example
+            raise InvalidRequest(f"a value of the request is beyond what can be read: {error}") from error
+        if query.at_us not in INSTANTS:
+            raise InvalidRequest(f"at: an instant in the years 1 to 9999 by every clock, got {request.get('at')!r:.80}")
+        return query
 
     def _parse(self, request: Mapping[str, Any], k: int) -> Query:
         if isinstance(k, bool) or not isinstance(k, int) or k < 0:
             raise InvalidRequest(f"k: a whole number from 0 (all), got {k!r}")
         query = self._parser.parse(request)
-        if not (capped := self._budgets.capped(query.seen)):
+        if not query.seen or not (capped := self._budgets.capped(query.seen)):
             return query
         key = self.schema.catalog.serving.budget_key or ""
         clause = And(tuple(Not(Term(key, campaign)) for campaign in capped))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,15 +12,17 @@ import numpy.typing as npt
 from catalog import Catalog, ValueType
 from catalog.model import BODY
 from manas._bits import blocks_of, padded
-from manas._exceptions import CatalogMismatch, SegmentCorrupt
+from manas._exceptions import CatalogMismatch, SegmentCorrupt, passes
+from manas._finder import Finder
 from manas._forward import Forward
 from manas._layer import Ids
-from manas._manifest import Manifest, check_files, read_manifest
-from manas._mapped import map_array, map_file, map_packed, map_strings, map_whole
+from manas._manifest import Manifest, check_files, read_manifest, static_roles
+from manas._mapped import map_array, map_packed, map_strings, map_whole
 from manas._number_column import Column
 from manas._packed import Packing, ShortIds
 from manas._posting_lists import PostingLists
-from manas._runner import StaticScores
+from manas._static_scores import StaticScores
+from manas._stored import Blocks
 from manas._targets import SegmentTargets
 from manas._vector_store import SegmentVectors, open_vectors
 
@@ -37,11 +38,12 @@ class Segment:
         self.manifest = manifest
         self.count = count = manifest.documents
         self.forward = _forward(directory, manifest)
-        self._ids = map_strings(directory, "ids", [count])[0] if "ids.blob" in manifest.files else None
+        self._names = map_strings(directory, "ids", [count])[0] if "ids.blob" in manifest.files else None
         self._order = ShortIds(map_array(directory / "ids.order", np.uint8), count)
         if len(self._order) != count:
             raise ValueError(f"ids.order has {len(self._order)} ids instead of {count}")
         self._ties, self._tie_packing = map_packed(directory, "ids.ties", manifest, padded(count))
+        self._finder = Finder(directory / "ids.order", self._order, self._ties, self._tie_packing, count)
         self._versions, self._version_packing = map_packed(directory, "versions", manifest, count)
         bounds = map_array(directory / "scores.bounds", np.float64, blocks_of(count))
         self.scores = StaticScores(
@@ -76,14 +78,22 @@ class Segment:
         try:
             return cls(directory, manifest)
         except (ValueError, KeyError, RuntimeError, OSError) as error:
+            if passes(error):
+                raise
             raise SegmentCorrupt(str(directory), f"files do not fit together ({error})") from error
 
     def check_catalog(self, catalog: Catalog) -> list[str]:
         """Return the declared fields that this segment does not know. Raises CatalogMismatch where it contradicts.
 
+        Ads of a base and ads that came since are only in one order if both are scored by the same fields.
         Unknown fields have no values in the base until the next one is built.
         """
-        missing = []
+        static, missing = static_roles(catalog.serving), []
+        if isinstance(self.manifest.static, dict) and self.manifest.static != static:
+            raise CatalogMismatch(
+                f"{self.directory.name}: scores were made of {self.manifest.static}, the catalogue's roles are now "
+                f"{static}; build a new base index"
+            )
         for field in catalog.fields.values():
             built = self.manifest.fields.get(field.name)
             if built is None:
@@ -102,34 +112,23 @@ class Segment:
 
     def internal(self, document_id: str) -> int | None:
         """Return the internal id of a document."""
-        place, found = self._search(document_id)
+        if self._names is None:
+            return self._finder.find(document_id)
+        place, found = self._names.find(document_id.encode(errors="surrogatepass"))
         return int(self._order[place]) if found else None
 
     def tie_before(self, key: int | str) -> int:
         """Return the stored tie key of the last document up to this id, as if there was one: later ones are larger."""
-        if self._ids is None:
+        if self._names is None:
             return self._tie_packing.within(None, int(key))[1]
-        place, found = self._search(str(key))
+        place, found = self._names.find(str(key).encode(errors="surrogatepass"))
         return place if found else place - 1
-
-    def _search(self, document_id: str) -> tuple[int, bool]:
-        """Return the place of a document id among all in order, and whether it is there."""
-        if self._ids is None:
-            try:
-                key = int(document_id)
-            except ValueError:
-                return 0, False
-            stored = self._tie_packing.within(key, None)[0]
-            place = bisect_left(self._order, stored, key=self._ties.__getitem__)
-            found = place < self.count and self._key(int(self._order[place])) == key and str(key) == document_id
-            return place, found
-        return self._ids.find(document_id.encode(errors="surrogatepass"))
 
     def document_id(self, internal: int) -> str:
         """Return the document id."""
-        if self._ids is None:
+        if self._names is None:
             return str(self._key(internal))
-        name: bytes = self._ids[int(self._ties[internal])]
+        name: bytes = self._names[int(self._ties[internal])]
         return name.decode()
 
     def _key(self, internal: int) -> int:
@@ -153,6 +152,10 @@ class Segment:
             return self._tie_packing.values(self._ties[ids])
         return np.array([self.document_id(int(i)) for i in ids], dtype=str)
 
+    def keys_of_ties(self, ties: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+        """Return the document ids of tie keys, None where only texts are ids: these are read one by one."""
+        return self._tie_packing.values(ties) if self._names is None else None
+
     def column(self, field: str) -> Column | None:
         """Return a numeric column, None when the segment has none of that name."""
         return self._columns.get(field)
@@ -164,13 +167,18 @@ class Segment:
 
 def _forward(directory: Path, manifest: Manifest) -> Forward:
     count, families = manifest.documents, {name: declared.family for name, declared in manifest.fields.items()}
-    names = sorted({BODY, *families.values()})
-    return Forward(
-        families,
-        {name: map_file(directory / f"forward.{name}.blob") for name in names},
-        {name: map_whole(directory / f"forward.{name}.starts", count) for name in names},
-        {name: map_whole(directory / f"forward.{name}.lengths", count, np.uint16) for name in names},
-    )
+    blocks = {}
+    for name in sorted({BODY, *families.values()}):
+        file = directory / f"forward.{name}.blob"
+        blocks[name] = Blocks(
+            file,
+            map_array(file, np.uint8),
+            map_array(directory / f"forward.{name}.dictionary", np.uint8),
+            map_whole(directory / f"forward.{name}.starts", count),
+            map_whole(directory / f"forward.{name}.lengths", count, np.uint16),
+            manifest.stored[name].longest,
+        )
+    return Forward(families, blocks)
 
 
 def _column(directory: Path, field: str, kind: ValueType, manifest: Manifest) -> Column:

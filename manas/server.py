@@ -96,7 +96,7 @@ def _start(follower: Follower, context: StageContext, state: State) -> bool:
         try:
             follower.start()
             return True
-        except (IndexIncomplete, SegmentError) as error:
+        except (IndexIncomplete, SegmentError, OSError) as error:
             if state.starting != str(error):
                 state.starting = str(error)
                 context.metrics.count("waiting_for_base")

@@ -1,7 +1,7 @@
 """Documents shared out over shards by a hash of their id, and a shard's own part of a published base.
 
 A shard keeps its parts below `.shards/<shard>/<base version>` of the bases' directory. It makes a part when it first
-loads that base, in a process of its own: `python -m manas.shards`, with a pickled `PartOrder` as input.
+loads that base, in a process of its own, with a pickled `PartOrder` as input.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +19,8 @@ from pathlib import Path
 
 from catalog import Catalog
 from manas._base import Base, shard_of
-from manas._exceptions import SegmentError
+from manas._exceptions import ManasError, SegmentError
+from manas._removal import remove_tree
 from manas._writer import SegmentWriter
 
 PARTS = ".shards"
@@ -28,6 +28,10 @@ _ROOT = Path(__file__).parent.parent
 _BEAT_SECONDS = 0.5
 _WORDS = 600
 _NICE = 10
+_COMMAND = "from manas.shards import main; main()"
+"""Of the process. (`-m` would complain that the package has imported the module before.)"""
+_UNUSABLE = 3
+"""Exit code for a base of which no part can be taken; anything else (no room, killed) may go well another time."""
 _LOOKED_AT = 100
 """Documents of which the shard is checked: another spread would be seen at the first few."""
 
@@ -86,7 +90,7 @@ def ensure_part(
     """Return a shard's part of a base, made now if it was not yet; `beat` is called now and then meanwhile.
 
     A base that was built in as many shards has it ready. A crash leaves a hidden directory that is removed next time.
-    Raises SegmentError.
+    Raises SegmentError for a base of which no part can be taken, OSError where it did not work this time.
     """
     part = part_directory(base_dir, version, shard)
     if part.is_dir() or shard.count == 1:
@@ -107,6 +111,14 @@ def ensure_part(
     return part
 
 
+def discard_part(base_dir: Path, directory: Path) -> bool:
+    """Remove a damaged part, so that it is made again from its base; tell whether the directory is a part at all."""
+    if directory.parent.parent != base_dir / PARTS:
+        return False
+    remove_tree(directory)
+    return True
+
+
 def _ready_part(base: Base, shard: Shard) -> Path | None:
     """Return the segment of a base that is a shard's part, None where it was built in other shards.
 
@@ -125,11 +137,11 @@ def _make(order: PartOrder, base_dir: Path, beat: Callable[[], None]) -> None:
     shelf = order.part.parent
     for other in shelf.iterdir():
         if other.is_dir() and (other.name.startswith(".part-") or not (base_dir / other.name).is_dir()):
-            shutil.rmtree(other)
+            remove_tree(other)
     hidden = shelf / f".part-{uuid.uuid4().hex}"
     with (shelf / "words").open("w+b") as words:
         process = subprocess.Popen(
-            [sys.executable, "-m", "manas.shards"], cwd=_ROOT, stdin=subprocess.PIPE, stdout=words, stderr=words
+            [sys.executable, "-c", _COMMAND], cwd=_ROOT, stdin=subprocess.PIPE, stdout=words, stderr=words
         )
         if process.stdin is not None:
             process.stdin.write(pickle.dumps(replace(order, part=hidden)))
@@ -139,7 +151,8 @@ def _make(order: PartOrder, base_dir: Path, beat: Callable[[], None]) -> None:
         if code != 0:
             words.seek(0)
             said = words.read().decode(errors="replace").strip()[-_WORDS:]
-            raise SegmentError(f"shard {order.shard} could not take its part of {order.base}: exit {code}: {said}")
+            sentence = f"shard {order.shard} could not take its part of {order.base}: exit {code}: {said}"
+            raise SegmentError(sentence) if code == _UNUSABLE else OSError(sentence)
     hidden.rename(order.part)
 
 
@@ -170,8 +183,8 @@ def main() -> None:
     """Do one order."""
     order: PartOrder = pickle.load(sys.stdin.buffer)
     os.nice(_NICE)
-    write_part(order)
-
-
-if __name__ == "__main__":
-    main()
+    try:
+        write_part(order)
+    except ManasError as error:
+        print(f"{type(error).__name__}: {error}")
+        raise SystemExit(_UNUSABLE) from error

@@ -1,5 +1,5 @@
 """Hot loops of retrieval as machine code."""
 
-from manas.kernels.loader import Kernels, KernelsUnavailable, load
+from manas.kernels.loader import Kernel, Kernels, KernelsUnavailable, load
 
-__all__ = ["Kernels", "KernelsUnavailable", "load"]
+__all__ = ["Kernel", "Kernels", "KernelsUnavailable", "load"]

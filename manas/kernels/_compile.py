@@ -12,6 +12,7 @@ import msgspec
 from manas.kernels._list_source import build_lists
 from manas.kernels._predicate_source import build_predicates
 from manas.kernels._source import build
+from manas.kernels._stored_source import build_stored
 from manas.kernels._vector_source import build_vectors
 from manas.kernels._walk_source import build_walk
 
@@ -23,7 +24,8 @@ def main() -> None:
     machine = target.create_target_machine(cpu=host, features=features, opt=3, reloc="pic", codemodel="jitdefault")
     names = {}
     whole = llvm.parse_assembly("")
-    for name, kernel in (build() | build_vectors() | build_walk() | build_predicates() | build_lists()).items():
+    kernels = build() | build_vectors() | build_walk() | build_predicates() | build_lists() | build_stored()
+    for name, kernel in kernels.items():
         module = llvm.parse_assembly(kernel.inspect_llvm())
         unresolved = [f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")]
         if unresolved:

@@ -12,199 +12,27 @@ slices of blocks and continued.
 # ruff: noqa: PLR1730 - Numba's min and max can raise, and kernels must not
 from __future__ import annotations
 
+import numpy as np
 from numba import cfunc, njit, types
 
-from manas.kernels._heap_source import put, worse
-from manas.kernels._intrinsics import bits_to_float, f32, f64, i64, popcount, trailing_zeros, u8, u16, u32, u64
-from manas.kernels._predicate_source import keep_predicates
-from manas.kernels.layout import BLOCK_IDS, BLOCK_WORDS, BOUND_IDS, Bonus, Code, Op, Param
+from manas.kernels._block_source import evaluate, next_block, seek
+from manas.kernels._codes_source import guessed_bar, least_code, mask_codes
+from manas.kernels._heap_source import put, settle, worse
+from manas.kernels._intrinsics import bits_to_float, f32, f64, i64, popcount, trailing_zeros, u32, u64
+from manas.kernels.layout import BLOCK_IDS, BLOCK_WORDS, BOUND_IDS, SAMPLE, Bonus, Param
 
 
 @njit(inline="always")
-def seek(ids, count, at, wanted):
-    """Return the first place from `at` on whose id is >= wanted: gallop, then halve."""
-    if at >= count or ids[at] >= wanted:
-        return at
-    step = 1
-    low = at
-    high = at + 1
-    while high < count and ids[high] < wanted:
-        low = high
-        step <<= 1
-        high = low + step
-    if high > count:
-        high = count
-    while low + 1 < high:
-        middle = (low + high) >> 1
-        if ids[middle] < wanted:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-@njit(inline="always")
-def keep_between(stack, base, first, values, low, high):
-    """Clear the bits of a block whose ids have a whole number outside of a closed interval."""
-    for w in range(BLOCK_WORDS):
-        left = stack[base + w]
-        keep = left
-        while left != 0:
-            bit = trailing_zeros(left)
-            left &= left - types.uint64(1)
-            value = types.int64(values[first + w * 64 + types.int64(bit)])
-            if value < low or value > high:
-                keep &= ~(types.uint64(1) << bit)
-        stack[base + w] = keep
-
-
-@njit(inline="always")
-def keep_between_floats(stack, base, first, values, low, high):
-    """Clear the bits of a block whose ids have a float outside of a closed interval."""
-    for w in range(BLOCK_WORDS):
-        left = stack[base + w]
-        keep = left
-        while left != 0:
-            bit = trailing_zeros(left)
-            left &= left - types.uint64(1)
-            value = types.float64(values[first + w * 64 + types.int64(bit)])
-            if value < low or value > high:
-                keep &= ~(types.uint64(1) << bit)
-        stack[base + w] = keep
-
-
-@njit(inline="always")
-def evaluate(code, length, stack, block):
-    """Run a program over one block; the result is in the first words of `stack`. Returns whether any bit is set."""
-    top = -1
-    at = 0
-    first = block * BLOCK_IDS
-    word = block * BLOCK_WORDS
-    while at < length:
-        row = at * Code.WIDTH
-        op = code[row]
-        a = code[row + 1]
-        at += 1
-        if op <= Op.DENSE_LAST:
-            bits = u64(a)
-            if op == Op.PUSH_DENSE:
-                top += 1
-                base = top * BLOCK_WORDS
-                for w in range(BLOCK_WORDS):
-                    stack[base + w] = bits[word + w]
-            elif op == Op.OR_DENSE:
-                base = top * BLOCK_WORDS
-                for w in range(BLOCK_WORDS):
-                    stack[base + w] |= bits[word + w]
-            elif op == Op.AND_DENSE:
-                base = top * BLOCK_WORDS
-                for w in range(BLOCK_WORDS):
-                    stack[base + w] &= bits[word + w]
-            else:
-                base = top * BLOCK_WORDS
-                for w in range(BLOCK_WORDS):
-                    stack[base + w] &= ~bits[word + w]
-        elif op <= Op.SPLIT_LAST:
-            ids = u32(a)
-            count = code[row + 2]
-            if op == Op.PUSH_SPLIT:
-                top += 1
-                base = top * BLOCK_WORDS
-                for w in range(BLOCK_WORDS):
-                    stack[base + w] = 0
-            base = top * BLOCK_WORDS
-            place = seek(ids, count, code[row + Code.READ], first)
-            last = first + BLOCK_IDS
-            if op == Op.ANDNOT_SPLIT:
-                while place < count and ids[place] < last:
-                    offset = ids[place] - first
-                    stack[base + (offset >> 6)] &= ~(types.uint64(1) << types.uint64(offset & 63))
-                    place += 1
-            else:
-                while place < count and ids[place] < last:
-                    offset = ids[place] - first
-                    stack[base + (offset >> 6)] |= types.uint64(1) << types.uint64(offset & 63)
-                    place += 1
-            code[row + Code.READ] = place
-        elif op == Op.AND:
-            top -= 1
-            base = top * BLOCK_WORDS
-            for w in range(BLOCK_WORDS):
-                stack[base + w] &= stack[base + BLOCK_WORDS + w]
-        elif op == Op.OR:
-            top -= 1
-            base = top * BLOCK_WORDS
-            for w in range(BLOCK_WORDS):
-                stack[base + w] |= stack[base + BLOCK_WORDS + w]
-        elif op == Op.ANDNOT:
-            top -= 1
-            base = top * BLOCK_WORDS
-            for w in range(BLOCK_WORDS):
-                stack[base + w] &= ~stack[base + BLOCK_WORDS + w]
-        elif op == Op.NOT:
-            base = top * BLOCK_WORDS
-            for w in range(BLOCK_WORDS):
-                stack[base + w] = ~stack[base + w]
-        elif op == Op.IF_EMPTY:
-            base = top * BLOCK_WORDS
-            any_bit = types.uint64(0)
-            for w in range(BLOCK_WORDS):
-                any_bit |= stack[base + w]
-            if any_bit == 0:
-                at = length
-        elif op == Op.AND_RANGE_U8:
-            keep_between(stack, top * BLOCK_WORDS, first, u8(a), code[row + 2], code[row + 3])
-        elif op == Op.AND_RANGE_U16:
-            keep_between(stack, top * BLOCK_WORDS, first, u16(a), code[row + 2], code[row + 3])
-        elif op == Op.AND_RANGE_U32:
-            keep_between(stack, top * BLOCK_WORDS, first, u32(a), code[row + 2], code[row + 3])
-        elif op == Op.AND_RANGE_INT:
-            keep_between(stack, top * BLOCK_WORDS, first, i64(a), code[row + 2], code[row + 3])
-        elif op == Op.AND_RANGE_F32:
-            least = bits_to_float(code[row + 2])
-            most = bits_to_float(code[row + 3])
-            keep_between_floats(stack, top * BLOCK_WORDS, first, f32(a), least, most)
-        elif op == Op.AND_RANGE_FLOAT:
-            least = bits_to_float(code[row + 2])
-            most = bits_to_float(code[row + 3])
-            keep_between_floats(stack, top * BLOCK_WORDS, first, f64(a), least, most)
-        elif op == Op.AND_PREDICATE:
-            keep_predicates(stack, top * BLOCK_WORDS, first, a)
-        else:  # Op.PUSH_NONE
-            top += 1
-            base = top * BLOCK_WORDS
-            for w in range(BLOCK_WORDS):
-                stack[base + w] = 0
-    any_set = types.uint64(0)
-    for w in range(BLOCK_WORDS):
-        any_set |= stack[w]
-    return any_set != 0
-
-
-@njit(inline="always")
-def next_block(p, drivers, block):
-    """Return the first block from `block` on that can hold a match: where any of the driving lists has an id."""
-    count = p[Param.DRIVERS]
-    if count == 0:
-        return block
-    best = p[Param.BLOCKS]
-    first = block * BLOCK_IDS
-    for d in range(count):
-        ids = u32(drivers[3 * d])
-        size = drivers[3 * d + 1]
-        place = seek(ids, size, drivers[3 * d + 2], first)
-        drivers[3 * d + 2] = place
-        if place < size:
-            found = types.int64(ids[place]) // BLOCK_IDS
-            if found < best:
-                best = found
-    return best
-
-
-@njit(inline="always")
-def offer(p, scores, ties, ids, score, tie, number):
-    """Put a candidate into the heap of the best; the worst of them is at its root."""
+def offer(p, scores, ties, ids, score, tie, number, rising):
+    """Put a candidate among the best: the worst of them is at the root of a heap, or last where they come in order."""
     size = p[Param.HEAP_SIZE]
+    if rising:
+        if size < p[Param.K]:
+            scores[size] = score
+            ties[size] = tie
+            ids[size] = number
+            p[Param.HEAP_SIZE] = size + 1
+        return
     k = p[Param.K]
     if size < k or worse(scores[0], ties[0], score, tie):
         p[Param.HEAP_SIZE] = put(scores, ties, ids, size, k, score, tie, number)
@@ -261,10 +89,13 @@ def bonus_bounds(bonuses, count, block):
 
 @njit(inline="always")
 def add_bonuses(bonuses, count, stack, bonus, block):
-    """Write into `bonus` what the lists add to the score of each id of a block whose bit is set."""
+    """Write into `bonus` what the lists add to the score of each id of a block whose bit is set; elsewhere anything."""
     first = block * BLOCK_IDS
-    for i in range(BLOCK_IDS):
-        bonus[i] = 0.0
+    for w in range(BLOCK_WORDS):
+        left = stack[w]
+        while left != 0:
+            bonus[w * 64 + types.int64(trailing_zeros(left))] = 0.0
+            left &= left - types.uint64(1)
     for b in range(count):
         row = b * Bonus.WIDTH
         weight = bits_to_float(bonuses[row + Bonus.WEIGHT])
@@ -332,8 +163,13 @@ def top_k(p):
     best_ties = i64(p[Param.HEAP_TIES])
     best_ids = i64(p[Param.HEAP_IDS])
     k = p[Param.K]
+    worst = k - 1 if p[Param.TIES_RISE] != 0 and bonus_count == 0 else 0
     counting = p[Param.COUNTING]
-    rising = p[Param.TIES_RISE]
+    codes = p[Param.CODES]
+    word_codes = p[Param.WORD_CODES]
+    levels = f64(p[Param.LEVELS])
+    masks_at = p[Param.MASKS]
+    rising = p[Param.TIES_RISE] != 0 and bonus_count == 0
     paging = p[Param.AFTER]
     after_score = bits_to_float(p[Param.AFTER_SCORE])
     after_tie = p[Param.AFTER_TIE]
@@ -341,19 +177,30 @@ def top_k(p):
     block = p[Param.BLOCK]
     matched = p[Param.MATCHED]
     evaluated = p[Param.EVALUATED]
+    floor = -np.inf
+    guessing = False
+    step = p[Param.BLOCKS] // SAMPLE
+    sampling = SAMPLE if p[Param.GUESS] != 0 and step >= 4 else 0
+    found = 0
+    least = types.int64(0)
+    least_for = -np.inf
     while block < until:
-        block = next_block(p, drivers, block)
-        if block >= until:
-            break
+        if sampling == 0:
+            block = next_block(p, drivers, block)
+            if block >= until:
+                break
         full = p[Param.HEAP_SIZE] == k
         hopeless = False
-        if full:
-            bar = best_scores[0]
+        wanted = types.int64(0)
+        if full or guessing:
+            bar = best_scores[worst] if full else floor
+            if bar < floor:
+                bar = floor
             here = 0.0
             later = 0.0
             if bonus_count > 0:
                 here, later = bonus_bounds(bonuses, bonus_count, block)
-            if suffix_max[block] + later < bar or (rising and bonus_count == 0 and suffix_max[block] <= bar):
+            if suffix_max[block] + later < bar or (rising and suffix_max[block] <= bar):
                 if counting == 0:
                     p[Param.STOPPED] = 1
                     block = until
@@ -361,11 +208,28 @@ def top_k(p):
                 hopeless = True
             else:
                 hopeless = block_max[block] + here < bar
+            if codes != 0 and counting == 0 and not hopeless:
+                wanted = masks_at
+                if bonus_count > 0 or bar != least_for:
+                    least = least_code(levels, here, bar)
+                    least_for = bar
+                hopeless = not mask_codes(masks_at, codes, word_codes, block, least)
             if hopeless and counting == 0:
                 block += 1
                 continue
+        looked_at = block if sampling == 0 else (SAMPLE - sampling) * step + step // 2
+        matching = evaluate(code, length, p[Param.STACK], looked_at, wanted)
+        if sampling > 0:
+            if matching:
+                for w in range(BLOCK_WORDS):
+                    found += types.int64(popcount(stack[w]))
+            sampling -= 1
+            if sampling == 0:
+                floor = guessed_bar(p, code, length, levels, i64(p[Param.RANKS]), found)
+                guessing = floor > -np.inf
+            continue
         evaluated += 1
-        if evaluate(code, length, stack, block):
+        if matching:
             if hopeless:
                 for w in range(BLOCK_WORDS):
                     matched += types.int64(popcount(stack[w]))
@@ -387,8 +251,8 @@ def top_k(p):
                     tie = types.int64(short_keys[number]) if short else tie_keys[number]
                     if paging and not worse(score, tie, after_score, after_tie):
                         continue
-                    offer(p, best_scores, best_ties, best_ids, score, tie, number)
-                    if rising and bonus_count == 0 and counting == 0 and p[Param.HEAP_SIZE] == k:
+                    offer(p, best_scores, best_ties, best_ids, score, tie, number, rising)
+                    if rising and counting == 0 and p[Param.HEAP_SIZE] == k:
                         # Ids follow (score, tie key): nothing that comes later can be better.
                         done = True
                 if done:
@@ -398,6 +262,10 @@ def top_k(p):
                 block = until
                 break
         block += 1
+    if guessing and (p[Param.HEAP_SIZE] < k or best_scores[0] < floor):
+        p[Param.MISSED] = 1
+    elif p[Param.FINISH] != 0 and not rising:
+        settle(best_scores, best_ties, best_ids, p[Param.HEAP_SIZE])
     p[Param.BLOCK] = block
     p[Param.MATCHED] = matched
     p[Param.EVALUATED] = evaluated
@@ -419,7 +287,7 @@ def match(p):
         if block >= until:
             break
         evaluated += 1
-        if evaluate(code, length, stack, block):
+        if evaluate(code, length, p[Param.STACK], block, types.int64(0)):
             base = block * BLOCK_WORDS
             for w in range(BLOCK_WORDS):
                 word = stack[w]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from numba import cfunc, njit, types
 
-from manas.kernels._heap_source import put, worse
+from manas.kernels._heap_source import put, settle, worse
 from manas.kernels._intrinsics import bits_to_float, f32, f64, i8, i64, trailing_zeros, u32, u64
 from manas.kernels._source import SIGNATURE
 from manas.kernels._vector_intrinsics import most, place_of, prefetch, reaching, similarities
@@ -59,7 +59,7 @@ def offer_row(p, scores, ties, numbers, tie_keys, score, number):
 
 
 def score_near(p):
-    """Replace the similarities of the ids in the heap by float64 ones, which leaves them in no order.
+    """Replace the similarities of the ids in the heap by float64 ones, and put them into order by these if wanted.
 
     A kernel of its own, so that the same machine code gives every similarity: it depends on the two vectors alone.
     """
@@ -79,6 +79,11 @@ def score_near(p):
         for i in range(dims):
             total += types.float64(query[i]) * types.float64(matrix[base + i])
         scores[place] = total
+    if p[Near.ORDERED] != 0:
+        ties = i64(p[Near.HEAP_TIES_AT])
+        for size in range(p[Near.SIZE]):
+            put(scores, ties, numbers, size, size + 1, scores[size], ties[size], numbers[size])
+        settle(scores, ties, numbers, p[Near.SIZE])
 
 
 def scan_near(p):
@@ -313,24 +318,32 @@ def probe_near(p):
         first = starts[nearest]
         last = starts[nearest + 1]
         if coded:
-            bar = bar_of(p, scores, found[0], found[1])
-            for group in range(first // GROUP, groups_of(last)):
-                flags = reaching(p[Near.CODES_AT] + group * fours * 4 * GROUP, p[Near.WEIGHTS_AT], fours, bar)
-                if flags != 0:
-                    base = group * GROUP
-                    if base < first:
-                        flags &= types.uint64(0xFFFF) << types.uint64(first - base)
-                    if base + GROUP > last:
-                        flags &= types.uint64(0xFFFF) >> types.uint64(base + GROUP - last)
-                    while flags != 0:
-                        row = base + types.int64(trailing_zeros(flags))
-                        flags &= flags - types.uint64(1)
-                        number = types.int64(ids[row])
-                        if passes(words, number) != 0:
-                            score = types.float64(dot(query, matrix, row, dims))
-                            compared += 1
-                            offer_row(p, scores, ties, numbers, tie_keys, score, number)
+            asked = 0
+            for group in range(first // GROUP, groups_of(last) + 1):
+                # What a group wants compared is asked from memory, and compared when the next group's codes were read.
+                flags = types.uint64(0)
+                if group < groups_of(last):
                     bar = bar_of(p, scores, found[0], found[1])
+                    flags = reaching(p[Near.CODES_AT] + group * fours * 4 * GROUP, p[Near.WEIGHTS_AT], fours, bar)
+                for place in range(asked):
+                    row = buffer[place]
+                    score = types.float64(dot(query, matrix, row, dims))
+                    offer_row(p, scores, ties, numbers, tie_keys, score, types.int64(ids[row]))
+                compared += asked
+                asked = 0
+                base = group * GROUP
+                if flags != 0 and base < first:
+                    flags &= types.uint64(0xFFFF) << types.uint64(first - base)
+                if flags != 0 and base + GROUP > last:
+                    flags &= types.uint64(0xFFFF) >> types.uint64(base + GROUP - last)
+                while flags != 0:
+                    row = base + types.int64(trailing_zeros(flags))
+                    flags &= flags - types.uint64(1)
+                    if passes(words, types.int64(ids[row])) != 0:
+                        for line in range((dims * 4 + 63) >> 6):
+                            prefetch(p[Near.MATRIX_AT] + row * dims * 4 + line * 64)
+                        buffer[asked] = row
+                        asked += 1
             if expected < 1.0:
                 part = visits % TESTED_PARTS
                 begin = first + (last - first) * part // TESTED_PARTS

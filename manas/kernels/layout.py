@@ -10,6 +10,11 @@ BLOCK_WORDS = BLOCK_IDS // 64
 BOUND_IDS = 128
 """Ids of a split list that share a bound for their payloads: one page of ids has eight of them, 3% more bytes."""
 
+SAMPLE = 8
+"""Blocks by which the number of matches is guessed."""
+CODES = 256
+"""Of a score, for comparisons of 64 at a time."""
+
 
 class _Op(NamedTuple):
     """What an instruction does with the stack of block bitmaps. The order groups them: see `evaluate`."""
@@ -103,7 +108,22 @@ class _Param(NamedTuple):
     AFTER_TIE: int = 29
     SHORT_TIES: int = 30
     """Whether TIES are uint32 instead of int64."""
-    COUNT: int = 32
+    FINISH: int = 31
+    """Whether this is the last call: the best are put into order."""
+    CODES: int = 32
+    """A byte per id that bounds its static score, 0 where there are none; LEVELS has the bound of each code."""
+    WORD_CODES: int = 33
+    """The largest code of every 64 ids."""
+    LEVELS: int = 34
+    MASKS: int = 35
+    """Room for a block's bitmap."""
+    RANKS: int = 36
+    """How many scores are not below the level of each code."""
+    GUESS: int = 37
+    """Whether the score of the worst of k may be guessed, so that less has to be looked at from the start."""
+    MISSED: int = 38
+    """The guess was too high: what was found is not the best; to be run again without a guess."""
+    COUNT: int = 40
 
 
 Op, Code, Bonus, Param = _Op(), _Code(), _Bonus(), _Param()

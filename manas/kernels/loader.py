@@ -8,6 +8,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,9 @@ from manas._exceptions import ManasError
 _HERE = Path(__file__).parent
 _SOURCES = (
     "_intrinsics.py",
+    "_block_intrinsics.py",
+    "_block_source.py",
+    "_codes_source.py",
     "_source.py",
     "layout.py",
     "_list_source.py",
@@ -31,8 +35,11 @@ _SOURCES = (
     "vector_layout.py",
     "_predicate_source.py",
     "predicate_layout.py",
+    "_stored_source.py",
+    "stored_layout.py",
     "_compile.py",
 )
+Kernel = Callable[[int], None]
 _COMPILE_SECONDS = 600.0
 """Compiling takes about ten seconds on an idle machine."""
 
@@ -41,18 +48,10 @@ class KernelsUnavailable(ManasError):
     """The kernels could not be compiled or loaded; the text has the compiler's words."""
 
 
-class Kernels:
-    """The kernels' entry points. Calls release the interpreter's lock; parameters are addresses of int64 arrays."""
+class Entries:
+    """The kernels' entry points; parameters are addresses of int64 arrays."""
 
-    def __init__(self, names: dict[str, str], code: bytes) -> None:
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        machine = llvm.Target.from_default_triple().create_target_machine()
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-        prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        self._engine.finalize_object()
-        entries = {name: prototype(self._engine.get_function_address(symbol)) for name, symbol in names.items()}
+    def __init__(self, entries: Mapping[str, Kernel]) -> None:
         self.top_k = entries["top_k"]
         self.match = entries["match"]
         self.scan_near = entries["scan_near"]
@@ -62,6 +61,29 @@ class Kernels:
         self.judge = entries["judge"]
         self.pack = entries["pack"]
         self.unpack = entries["unpack"]
+        self.squeeze = entries["squeeze"]
+        self.expand = entries["expand"]
+        self.locate = entries["locate"]
+
+
+class Kernels(Entries):
+    """The kernels, which release the interpreter's lock when called, and as `brief` the same without that.
+
+    Who releases the lock waits for it afterwards, as long as `sys.getswitchinterval` if another thread took it: that
+    is far more than a call takes that looks at few documents.
+    """
+
+    def __init__(self, names: dict[str, str], code: bytes) -> None:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        machine = llvm.Target.from_default_triple().create_target_machine()
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        self._engine.finalize_object()
+        places = {name: self._engine.get_function_address(symbol) for name, symbol in names.items()}
+        releasing, brief = ctypes.CFUNCTYPE(None, ctypes.c_void_p), ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
+        super().__init__({name: releasing(place) for name, place in places.items()})
+        self.brief = Entries({name: brief(place) for name, place in places.items()})
 
 
 @cache

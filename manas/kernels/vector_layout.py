@@ -105,7 +105,9 @@ class _Near(NamedTuple):
     """float64, scratch: similarity per unit of a sum of codes, and the error to allow for."""
     OFFSET: int = 47
     """What sums of codes have too much, because codes are not negative."""
-    COUNT: int = 48
+    ORDERED: int = 48
+    """Whether `score_near` puts the heap into order, best first; else it leaves everything where it is."""
+    COUNT: int = 49
 
 
 Near = _Near()

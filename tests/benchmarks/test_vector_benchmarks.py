@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from benchmarks import vectors
 from benchmarks._report import Report
-from benchmarks._retrieval_vectors import VectorSizes, measure_vectors
+from benchmarks._retrieval_vectors import QUICK, VectorSizes, measure_vectors, vector_sizes
 from benchmarks._vector_peers import Mask, Peer, missing
 from benchmarks._vector_trials import K, draw_vectors, true_answers, tuned
 
@@ -65,3 +66,27 @@ def test_peer_is_compared_at_its_cheapest_setting_that_does(enough: int, expecte
         assert expected is None
     else:
         assert (found[1], found[0].recall) == (expected, 1.0)
+
+
+def test_setting_that_can_no_longer_do_is_not_asked_further() -> None:
+    """Tuning ends a setting as soon as its misses are too many, and asks one that does every query."""
+    matrix, queries = draw_vectors(300, 40, 5, 0.8)
+    truth = true_answers(matrix, queries, None)
+    asked: Counter[int] = Counter()
+
+    def search(query: Any, mask: Mask | None, ready: Any, setting: int, k: int) -> Any:
+        number = int(np.flatnonzero((queries == query).all(axis=1))[0])
+        asked[setting] += 1
+        return np.array(sorted(truth[number])[: k if setting == 2 else 0])
+
+    assert tuned(Peer("one", 0.0, (1, 2), lambda mask: None, search), queries, lambda: None, truth, 1) is not None
+    assert asked == {1: 3, 2: 2 * len(queries)}
+
+
+def test_a_million_vectors_are_asked_without_graphs() -> None:
+    """The number of documents is that of vectors; so many have no peers that are graphs, and fewer queries."""
+    assert vector_sizes(True, None) == QUICK
+    assert vector_sizes(False, None) == VectorSizes()
+    many, few = vector_sizes(False, 1_000_000), vector_sizes(False, 50_000)
+    assert (many.vectors, many.graphs, many.queries) == (1_000_000, False, 40)
+    assert few == VectorSizes(vectors=50_000)

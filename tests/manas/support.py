@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from catalog import Catalog, load_catalog
 from catalog.documents import encode_document
 from manas import Index, PlannerLimits, Segment, SegmentWriter, VectorBuild
+from manas._follower import Follower
 from messaging.api import OutRecord
 from messaging.proto import adsindex_pb2 as pb
 from messaging.topics import BUDGETS, DELTAS
@@ -70,6 +71,17 @@ def log_records(*messages: pb.DocumentDelta | pb.BudgetState) -> list[OutRecord]
         else OutRecord(BUDGETS, m.campaign_id, m.SerializeToString())
         for m in messages
     ]
+
+
+def until(follower: Follower, condition: Callable[[], Any]) -> None:
+    """Let a follower go on, with the base that it loads beside, until something is so."""
+    for _ in range(2_000):
+        follower.step()
+        if condition():
+            return
+        if follower._loader._loading is not None:
+            follower._loader._loading.join()
+    raise AssertionError("did not happen")
 
 
 def write_segment(

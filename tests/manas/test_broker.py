@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manas import Index, InvalidRequest, ManasError, ManasUnavailable
+from manas import Index, InvalidRequest, ManasClient, ManasError, ManasUnavailable
 from manas._base import shard_of
 from manas._common import Ask, Common
 from manas._ranking import idf
@@ -146,6 +146,18 @@ def test_answer_says_that_it_is_partial_and_which_shards_are_missing() -> None:
         broker.search(BROWSE)
 
 
+def test_a_connection_that_is_closed_under_a_request_is_a_missing_shard() -> None:
+    """While a shard's server is found anew its old connection is closed: whoever was about to use it goes on."""
+    _, parts = _indexes([document(i) for i in range(1, 31)], 2)
+    closed = ManasClient(1, CATALOG)
+    closed.close()
+    with Broker(CATALOG, [parts[0], closed]) as broker:
+        answer = broker.search(BROWSE, 0)
+        assert answer["total"] == parts[0].documents()
+        assert answer["missing_shards"] == {"1/2": "the connection to the Manas server on port 1 is closed"}
+        assert answer["partial"]
+
+
 def test_what_belongs_to_one_document_comes_from_its_shard() -> None:
     """Get keeps the order asked, budgets are the newest known, and an explanation is that of the ad's own shard."""
     docs = [document(i, bid_account_micros=i * 1_000_000) for i in range(1, 21)]
@@ -192,6 +204,58 @@ def test_a_shard_that_hangs_keeps_no_other_waiting() -> None:
         while broker.search(BROWSE, 0, timeout_s=5.0)["partial"]:
             pass
         assert broker.search(BROWSE, 0)["total"] == 30
+
+
+class Hanging:
+    """A shard that answers nothing until it is let."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self.gate = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        def late(*args: Any, **options: Any) -> Any:
+            self.gate.wait(20)
+            return getattr(self._index, name)(*args, **options)
+
+        return late
+
+
+class Timed:
+    """A shard that notes how long each search may take."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self.given: list[float] = []
+
+    def search_each(self, asks: Sequence[Ask], **options: Any) -> list[Answer | ManasError]:
+        """Note the time, and take as long as there is need."""
+        self.given.append(options.pop("timeout_s"))
+        return self._index.search_each(asks, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._index, name)
+
+
+def test_what_has_to_be_known_first_leaves_time_for_the_search() -> None:
+    """While a shard hangs, the others' ads are there for requests with words too, and beside one that needs it."""
+    docs = [document(i, terms=["red"]) for i in range(1, 31)]
+    _, parts = _indexes(docs, 2)
+    hanging, timed = Hanging(parts[0]), Timed(parts[1])
+    away = next(d["ad_id"] for d in docs if shard_of(str(d["ad_id"]), 2) == 0)
+    with Broker(CATALOG, [hanging, timed], concurrent=8) as broker:
+        worded, similar = {**BROWSE, "text": "red"}, {**BROWSE, "similar_to": away}
+        answer = broker.search(worded, 0, timeout_s=0.4)
+        assert answer["total"] == parts[1].documents()
+        assert answer["missing_shards"] == {"0/2": "no answer before the deadline"}
+        plain, both, failed = broker.search_batch([BROWSE, worded, similar], 0, timeout_s=0.4)
+        assert isinstance(failed, ManasUnavailable)
+        for one in (plain, both):
+            assert not isinstance(one, ManasError)
+            assert one["total"] == parts[1].documents()
+        assert all(given > 0 for given in timed.given), "a healthy shard was left no time"
+        assert len(timed.given) == 2
+        hanging.gate.set()
 
 
 def test_a_shard_that_is_cut_short_makes_the_answer_partial() -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import subprocess
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,11 +17,13 @@ import pytest
 from catalog import LaneName
 from manas import Index, IndexIncomplete, NotServing, Outcome, open_local_index, publish, rollback
 from manas import _folder as folder_module
-from manas._fold import FoldOrder, fold
+from manas._base import Base
+from manas._fold import FoldOrder, fold, write_rows
 from manas._folder import FOLDS, FoldLimits
 from manas._follower import Follower
 from manas._loading import BATCH, fold_files
 from manas._serving_settings import ServingSettings
+from manas._verify import Verifier
 from manas._view import View
 from manas.index import PreparedDelta
 from messaging.api import Log
@@ -25,7 +32,18 @@ from messaging.headers import new_header, now_us
 from messaging.home import Home
 from messaging.metrics import StageMetrics
 from messaging.topics import DELTAS, ensure_topics
-from tests.manas.support import CATALOG, VALUES, budget, delta, document, ids, log_records, tombstone, write_segment
+from tests.manas.support import (
+    CATALOG,
+    VALUES,
+    budget,
+    delta,
+    document,
+    ids,
+    log_records,
+    tombstone,
+    until,
+    write_segment,
+)
 
 BROWSE = dict.fromkeys(VALUES, "*")
 LIMITS = FoldLimits(documents=20, most_documents=1_040)
@@ -341,6 +359,68 @@ def test_failed_folding_is_said_and_tried_again(
     assert index.search(BROWSE, 0)["total"] == 30
 
 
+def test_failed_folding_leaves_nothing_behind(
+    home: Home, log: Log, follow: Callable[..., Follower], inline: type[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a process dies late or rows do not fit on the disk, again and again: only what is in use stays there."""
+    real_rows, real_start = write_rows, folder_module.start_process
+    _fill(log, 30)
+    follower = follow()
+    _settle(follower)
+    used = {path for path in (home.base / FOLDS).rglob("*") if ".removed" not in str(path)}
+    monkeypatch.setattr(folder_module, "_RETRY_SECONDS", 0.0)
+    folder = follower._folder
+    assert folder is not None
+
+    def late(order: FoldOrder, words: Path) -> Any:
+        fold(order)  # all is written, and then it dies
+        words.write_text("killed at the end")
+        return subprocess.Popen(["false"])
+
+    def full(handle: Any, rows: list[Any]) -> None:
+        real_rows(handle, rows)  # what the buffer still has cannot be written either when it is closed
+        os.close(handle.fileno())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    _fill(log, 40, first=100)
+    for name, failing in (("start_process", late), ("write_rows", full)):
+        monkeypatch.setattr(folder_module, name, failing)
+        for _ in range(3):
+            folder.problem = ""
+            while not folder.problem:
+                follower.step()
+                folder.wait(0.05)
+            assert set((home.base / FOLDS).rglob("*")) == used, folder.problem
+    assert "No space left on device" in folder.problem
+    monkeypatch.setattr(folder_module, "write_rows", real_rows)
+    monkeypatch.setattr(folder_module, "start_process", real_start)
+    assert _settle(follower).search(BROWSE, 0)["total"] == 70
+    assert folder.problem == ""
+
+
+def test_failing_foldings_are_tried_ever_more_seldom(
+    log: Log, follow: Callable[..., Follower], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five seconds, ten, twenty, up to a minute: what fails for good does not keep the disk busy."""
+
+    def broken(order: FoldOrder, words: Path) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(folder_module, "start_process", broken)
+    _fill(log, 30)
+    follower = follow()
+    folder, now = follower._folder, [1_000.0]
+    assert folder is not None
+    monkeypatch.setattr("manas._folder.time.monotonic", lambda: now[0])
+    waits = list[float]()
+    while len(waits) < 6:
+        follower.step()
+        if folder._retry_at > now[0]:
+            waits.append(folder._retry_at - now[0])
+            now[0] = folder._retry_at
+    assert waits == [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone", "other log", "set"])
 def test_folded_segments_that_cannot_be_used_are_named_and_the_log_is_read(
     home: Home, log: Log, follow: Callable[..., Follower], inline: type[Process], damage: str
@@ -431,7 +511,7 @@ def test_flipped_byte_is_found_after_the_start_and_the_base_refused_by_name(
     _fill(log, 1, version=9, first=11)
     file.write_bytes(whole)
     rollback(home.base, second)
-    _until(follower, lambda: not index.refusal)
+    until(follower, lambda: not index.refusal)
     assert (index.base_version, index.search(BROWSE, 0)["total"], follower._loader.problem) == (second, 11, "")
     assert first < second
 
@@ -449,7 +529,7 @@ def test_flipped_byte_with_fallback_declared_puts_the_base_before_in_service(
     follower.catch_up()
     assert follower._index.base_version == second
     _verified(follower)
-    _until(follower, lambda: follower._index.base_version == first)
+    until(follower, lambda: follower._index.base_version == first)
     assert follower._index.search(BROWSE, 0)["total"] == 11
     assert f"base {second} is refused" in follower.describe()["problem"]
     assert "versions: checksum differs" in follower.describe()["problem"]
@@ -473,7 +553,7 @@ def test_flipped_byte_in_a_folded_segment_has_the_log_read_again(
         seen.append(follower._index.refusal)
         return any(seen) and not follower._index.refusal
 
-    _until(follower, recovered)
+    until(follower, recovered)
     assert any("versions: checksum differs" in words for words in seen)
     assert _settle(follower).search(BROWSE, 0)["total"] == 60
     _verified(follower)
@@ -482,14 +562,81 @@ def test_flipped_byte_in_a_folded_segment_has_the_log_read_again(
     assert not follower._index.refusal
 
 
-def _until(follower: Follower, condition: Callable[[], Any]) -> None:
-    for _ in range(2_000):
+def test_a_base_of_another_log_is_refused_and_one_of_this_log_is_taken(
+    home: Home, log: Log, tmp_path: Path, follow: Callable[..., Follower], inline: type[Process]
+) -> None:
+    """Where a base reaches beyond the log's end, what the log has would be passed over: said, and nothing is served."""
+    _fill(log, 10)
+    publish(home.base, write_segment(tmp_path, [document(1)], snapshot_ts=100, positions={0: 1_000}))
+    with pytest.raises(
+        IndexIncomplete, match=r"reaches to offset 1000, the log ends at \d+: the base is of another log"
+    ):
+        follow()
+    own = _based(home, log, tmp_path, 10, 5)
+    follower = follow()
+    assert follower._index.base_version == own
+    publish(home.base, write_segment(tmp_path, [document(1)], snapshot_ts=101, positions={3: 1_000}))
+    until(follower, lambda: "of another log" in follower.describe()["problem"])
+    assert follower._index.base_version == own
+
+
+def test_what_is_removed_while_it_is_verified_is_no_damage(
+    log: Log, follow: Callable[..., Follower], inline: type[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged segments are removed file by file: a checksum wanted in between must not condemn what is in service."""
+    follower = follow()
+    for first in range(1, 60, 20):
+        _fill(log, 20, first=first)
+        _settle(follower)
+    real, seen = shutil.rmtree, list[Any]()
+
+    def slowly(directory: Path, *args: Any, **options: Any) -> None:
+        next(directory.rglob("versions")).unlink()
+        verifier.start(before)
+        verifier.wait()
+        seen.append(verifier.corrupt)
+        real(directory, *args, **options)
+
+    before, verifier = fold_files(follower._index.view.folds), Verifier()
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    _fill(log, 200, first=100)
+    _settle(follower)
+    assert seen
+    assert not any(seen)
+
+
+def test_a_swap_waits_for_little_whatever_came_while_the_base_was_loaded(
+    home: Home, log: Log, tmp_path: Path, follow: Callable[..., Follower], inline: type[Process], monkeypatch: Any
+) -> None:
+    """What comes during a load is applied aside as well; the thread that keeps answers fresh is left a batch."""
+    _fill(log, 10)
+    limits = FoldLimits(documents=200, most_documents=2 * BATCH)
+    follower, released = follow(limits), threading.Event()
+    follower.catch_up()
+    real, applied = Index.apply, list[int]()
+
+    def counted(index: Index, deltas: Iterable[PreparedDelta], view: View | None = None, **options: Any) -> Any:
+        given = list(deltas)
+        if view is not None and threading.current_thread() is threading.main_thread():
+            applied.append(len(given))
+        return real(index, given, view, **options)
+
+    def slowly(directory: Path, **options: Any) -> Any:
+        released.wait(20)
+        return opened(directory, **options)
+
+    opened = Base.open
+    monkeypatch.setattr(Index, "apply", counted)
+    version = _based(home, log, tmp_path, 10, 5)
+    monkeypatch.setattr(Base, "open", slowly)
+    while follower._loader._loading is None:
         follower.step()
-        if condition():
-            return
-        if follower._loader._loading is not None:
-            follower._loader._loading.join()
-    raise AssertionError("did not happen")
+    _fill(log, 2_500, version=7, first=1_000)
+    follower.catch_up()
+    released.set()
+    until(follower, lambda: follower._index.base_version == version)
+    assert sum(applied) <= BATCH, "the follower's thread had to catch up"
+    assert _settle(follower).search(BROWSE, 0)["total"] == 2_510
 
 
 def test_what_was_folded_is_verified_as_well(log: Log, follow: Callable[..., Follower], inline: type[Process]) -> None:

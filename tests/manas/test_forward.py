@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,10 @@ def _touched(directory: Path) -> dict[str, int]:
 
 @pytest.fixture
 def large(tmp_path: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """A built segment whose shown texts are large, and its documents."""
-    docs = corpus(1_500, 57)
+    """A built segment whose shown texts are large, also when squeezed, and its documents."""
+    docs, rng = corpus(1_500, 57), random.Random(57)
     for doc in docs.values():
-        doc["link"] = f"https://example.org/{doc['ad_id']}/" + "x" * 4_000
+        doc["link"] = f"https://example.org/{doc['ad_id']}/{rng.randbytes(2_000).hex()}"
         doc["unknown"] = "no field of the catalogue"
     return write_segment(tmp_path, docs.values(), catalog=SCORED), docs
 

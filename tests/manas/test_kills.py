@@ -35,7 +35,7 @@ from tests.manas.support import (
 from tests.support import ROOT
 
 BROWSE = dict.fromkeys(VALUES, "*")
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 120.0
 
 
 @pytest.fixture

@@ -74,17 +74,22 @@ def test_front_coded_strings(strings: set[bytes], other: bytes) -> None:
         assert kept.find(wanted) == (place, place < len(whole) and whole[place] == wanted)
 
 
+COUNT = 17_000
+"""Documents: so many that a list of a whole run and one more is joined id by id."""
+
+
 def _lists(seed: int) -> list[dict[str, Any]]:
-    """Return 9,000 documents whose brands are held by 1 to all of them, in runs and scattered."""
+    """Return documents whose brands are held by 1 to all of them, in runs and scattered."""
     rng = random.Random(seed)
-    sizes = {"one": 1, "two": 2, "run": 128, "more": 129, "split": 270, "dense": 300, "common": 1_200, "most": 8_999}
-    scattered = {name: set(rng.sample(range(9_000), size)) for name, size in sizes.items()}
+    sizes = {"one": 1, "two": 2, "run": 128, "more": 129, "split": 270, "dense": 540, "common": 2_200}
+    sizes["most"] = COUNT - 1
+    scattered = {name: set(rng.sample(range(COUNT), size)) for name, size in sizes.items()}
     scattered["neighbours"] = set(range(700, 900))
     return [
         document(
-            i, categories=sorted(name for name, held in scattered.items() if i in held), bid_account_micros=9_000 - i
+            i, categories=sorted(name for name, held in scattered.items() if i in held), bid_account_micros=COUNT - i
         )
-        for i in range(9_000)
+        for i in range(COUNT)
     ]
 
 
@@ -96,14 +101,24 @@ def test_lists_of_all_lengths_come_back(tmp_path: Path) -> None:
         posting = segment.posting("categories", name)
         assert posting is not None
         assert posting.ids.tolist() == [doc["ad_id"] for doc in docs if name in doc["categories"]]
-        assert (posting.dense is not None) == (posting.count >= 9_000 / 32)
+        assert (posting.dense is not None) == (posting.count >= COUNT / 128)
     assert segment.posting("categories", "none") is segment.posting("nowhere", "one") is None
     sizes = segment.manifest.postings_by_field["categories"]
     assert (sizes["terms"], sizes["dense_lists"], sizes["split_lists"]) == (9, 3, 6)
-    assert sizes["dense_bytes"] < 2 * 9 * 128 + 300 * 2
+    assert sizes["dense_bytes"] < 2 * 17 * 128 + 540 * 2
     neighbours = sizes["split_bytes"] - segment.manifest.files["postings.packed"].bytes
     assert abs(neighbours) < 1_000
     assert sizes["split_bytes"] < 1.5 * (2 + 128 + 129 + 270)
+
+
+@pytest.mark.parametrize("count", [2, 32, 33, 64, 100, 128, 129])
+def test_lists_of_one_id_in_small_segments(tmp_path: Path, count: int) -> None:
+    """They have no packed ids, also where one id is a large share of all."""
+    segment = Segment.open(write_segment(tmp_path, [document(i, categories=[f"c{i}"]) for i in range(1, count + 1)]))
+    for i in (1, count // 2, count):
+        posting = segment.posting("categories", f"c{i}")
+        assert posting is not None
+        assert posting.ids.tolist() == [segment.internal(str(i))]
 
 
 def test_a_damaged_list_is_named_and_nothing_else_happens(tmp_path: Path) -> None:
@@ -126,7 +141,7 @@ def test_a_damaged_list_is_named_and_nothing_else_happens(tmp_path: Path) -> Non
                 refused += 1
             else:
                 assert posting is not None
-                assert posting.ids.max() < 9_000
+                assert posting.ids.max() < COUNT
                 assert (np.diff(posting.ids.astype(np.int64)) > 0).all()
     assert refused > 50
 

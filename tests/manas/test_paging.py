@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from catalog import Catalog, ValueType
-from manas import Index, InvalidRequest, Segment
+from manas import Broker, Index, InvalidRequest, Segment
 from tests.manas.scoring_support import SCORED, corpus, diverse, light, matching, ordered
-from tests.manas.support import AT, VALUES, budget, delta, embedding, tombstone, write_segment
+from tests.manas.support import (
+    AT,
+    CATALOG,
+    VALUES,
+    budget,
+    delta,
+    document,
+    embedding,
+    ids,
+    make_index,
+    tombstone,
+    write_segment,
+)
 
 BUDGETS: dict[str, dict[str, int]] = {"1": {}, "2": {}}
 BROWSE: dict[str, Any] = {"at": AT, **dict.fromkeys(VALUES, "*")}
@@ -93,7 +107,7 @@ def test_pages_of_a_second_phase_end_with_its_candidates(served: Served, most: i
     assert [ad_id for page in pages for ad_id, _ in page] == [hit["ad_id"] for hit in whole]
     first = index.search({**request, "page_token": ""}, 40)
     second = index.search({**request, "page_token": first["page_token"]}, 11)
-    assert first["hits"] + second["hits"] == index.search({**request, "rerank": 160}, 51)["hits"]
+    assert [*first["hits"], *second["hits"]] == index.search({**request, "rerank": 160}, 51)["hits"]
 
 
 @pytest.mark.parametrize("most", [None, 2])
@@ -182,3 +196,28 @@ def test_tokens_are_checked(served: Served) -> None:
         with pytest.raises(InvalidRequest, match=words):
             index.search(request, k)
     assert "page_token" not in index.search(BROWSE, 5)
+
+
+def test_a_page_that_time_cut_short_is_not_the_last(tmp_path: Path) -> None:
+    """Without a token the caller knows that the page has to be asked for again; the last whole page still says so."""
+    whole = make_index([], Segment.open(write_segment(tmp_path, [document(i) for i in range(1, 3_000)])))
+    first = {**dict.fromkeys(VALUES, "*"), "page_token": ""}
+    answer = whole.search(first, 3_000, timeout_s=0.0)
+    assert answer["partial"]
+    assert len(answer["hits"]) < 2_999
+    assert "page_token" not in answer
+    assert whole.search(first, 3_000)["page_token"] == ""
+    assert whole.search(first, 10)["page_token"]
+    with Broker(CATALOG, [whole]) as broker:
+        assert "page_token" not in broker.search(first, 3_000, timeout_s=0.0)
+        assert broker.search(first, 3_000)["page_token"] == ""
+
+
+def test_a_deadline_counts_the_wait_for_its_turn() -> None:
+    """Behind somebody who holds the index, a search comes back in its time: partial, empty, and without a token."""
+    index = make_index([document(1)])
+    request = {**dict.fromkeys(VALUES, "*"), "page_token": ""}
+    with ThreadPoolExecutor(1) as pool, index._lock:
+        answer = pool.submit(index.search, request, timeout_s=0.02).result(20)
+    assert answer == {"hits": [], "total": 0, "total_is_lower_bound": True, "partial": True}
+    assert ids(index.search(request, timeout_s=5.0)) == [1]

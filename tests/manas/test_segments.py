@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from catalog import Destination
@@ -27,9 +29,11 @@ from manas import (
     VectorBuild,
     current_base,
     list_bases,
+    prune_bases,
     publish,
     rollback,
 )
+from manas._manifest import read_manifest, write_manifest
 from tests.manas.scoring_support import SCORED
 from tests.manas.support import CATALOG, VALUES, document, embedding, make_index, write_segment
 
@@ -112,6 +116,7 @@ _MANY = [
 
 
 FAMILIES = ("body", "keys", "shown", "weights")
+FORWARD_FILES = ("blob", "dictionary", "starts", "lengths")
 PAYLOADS = ("categories", "interests", "terms")
 PAYLOAD_FILES = ("values", "starts", "bounds", "bound_starts")
 VECTOR_FILES = ("ids", "rows", "matrix", "codes", "scales", "starts", "centroids", "spread", "links", "plan")
@@ -120,7 +125,7 @@ VECTOR_FILES = ("ids", "rows", "matrix", "codes", "scales", "starts", "centroids
 def _files() -> list[str]:
     fields = CATALOG.fields.values()
     numbers = [f.name for f in fields if f.index is Destination.NUMERIC]
-    names = [f"forward.{family}.{part}" for family in FAMILIES for part in ("blob", "starts", "lengths")]
+    names = [f"forward.{family}.{part}" for family in FAMILIES for part in FORWARD_FILES]
     names += ["ids.order", "ids.ties", "versions", "terms.blob", "terms.offsets", "manifest.json"]
     names += ["scores.static", "scores.bounds"]
     names += [f"postings.{part}" for part in ("dense", "packed", "places", "counts")]
@@ -160,12 +165,13 @@ def test_damage_to_any_file_is_detected_and_named(tmp_path: Path, name: str) -> 
     Segment.open(built)
 
 
-def test_other_format_version_is_named(tmp_path: Path) -> None:
-    """A segment of another format is refused as such, not as damaged."""
+@pytest.mark.parametrize("version", [4, 999])
+def test_other_format_version_is_named(tmp_path: Path, version: int) -> None:
+    """A segment of another format, older or newer, is refused as such, not as damaged."""
     built = write_segment(tmp_path, DOCS)
     manifest = json.loads((built / "manifest.json").read_text())
-    (built / "manifest.json").write_text(json.dumps({**manifest, "format_version": 999, "news": []}))
-    with pytest.raises(SegmentFormat, match="format 999"):
+    (built / "manifest.json").write_text(json.dumps({**manifest, "format_version": version, "news": []}))
+    with pytest.raises(SegmentFormat, match=f"has format {version}, this code reads 5; build the base again"):
         Segment.open(built)
 
 
@@ -180,6 +186,22 @@ def test_field_indexed_otherwise_is_a_catalog_mismatch(tmp_path: Path) -> None:
     index = make_index(segment=Segment.open(write_segment(tmp_path, DOCS, catalog=replace(CATALOG, fields=fewer))))
     assert index.stats()["base"]["fields_missing"] == ["brand"]
     assert index.search({**BROWSE, "filter": {"term": {"field": "brand", "value": "x"}}})["total"] == 0
+
+
+@pytest.mark.parametrize("role", ["bid", "quality"])
+def test_scores_made_by_other_roles_are_a_catalog_mismatch(tmp_path: Path, role: str) -> None:
+    """Ads of a base and ads since would be ranked by two formulas: refused, but for bases that do not say how."""
+    serving = replace(CATALOG.serving, **{role: None})
+    built = write_segment(tmp_path, DOCS, catalog=replace(CATALOG, serving=serving))
+    with pytest.raises(CatalogMismatch, match=r"scores were made of \{.*\}, the catalogue's roles are now \{'bid': "):
+        make_index(segment=Segment.open(built))
+    older = msgspec.structs.replace(read_manifest(built), static=msgspec.UNSET, checksum="")
+    write_manifest(built, older)
+    assert "static" not in json.loads((built / "manifest.json").read_text())
+    assert make_index(segment=Segment.open(built)).search(BROWSE)["total"] == len(DOCS)
+    score = replace(CATALOG.serving, score="price_micros")
+    unchanged = write_segment(tmp_path, DOCS, catalog=replace(CATALOG, serving=score))
+    assert make_index(segment=Segment.open(unchanged)).search(BROWSE)["total"] == len(DOCS), "a bid goes before a score"
 
 
 def test_publish_moves_the_pointer_and_rollback_moves_it_back(tmp_path: Path) -> None:
@@ -254,6 +276,46 @@ def test_crash_at_any_step_of_publishing_leaves_a_whole_base_in_service(
     Segment.open(base / current)
     assert publish(base, write_segment(tmp_path, DOCS)) == current_base(base)
     assert all(not b.problem for b in list_bases(base))
+
+
+def test_what_crashes_left_goes_with_the_next_pruning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half removals, half copies, parts and foldings above bases that are gone: all but what somebody is at work on."""
+    base = tmp_path / "base"
+    for number in range(3):
+        last = publish(base, write_segment(tmp_path, DOCS, snapshot_ts=100 + number))
+
+    def dying(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", dying)
+        with pytest.raises(KeyboardInterrupt):
+            prune_bases(base, 1)
+    assert any(path.name.startswith(".removed-") for path in base.iterdir())
+    gone = [
+        ".incoming-1/x",
+        ".shards/0-of-5/gone/x",
+        ".shards/0-of-5/.part-1/x",
+        ".folds/3/gone/x",
+        ".folds/1-of-2/0/gone/x",
+    ]
+    kept = [f".shards/0-of-5/{last}/x", ".folds/3/none/x", f".folds/3/{last}/x", ".folds/4/gone/x"]
+    for name in (*gone, *kept):
+        (base / name).mkdir(parents=True)
+    locks = [".shards/0-of-5/lock", ".folds/3/lock", ".folds/1-of-2/0/lock", ".folds/4/lock"]
+    for name in locks:
+        (base / name).touch()
+    with (base / locks[-1]).open("ab") as at_work, (base / ".copying").open("ab") as copier:
+        fcntl.flock(at_work, fcntl.LOCK_EX)
+        fcntl.flock(copier, fcntl.LOCK_EX)
+        prune_bases(base, 1)
+        assert (base / ".incoming-1").is_dir()
+        assert [name for name in gone[1:] if (base / name).exists()] == []
+        assert [name for name in kept if not (base / name).is_dir()] == []
+    assert prune_bases(base, 1) == []
+    assert sorted(path.name for path in base.iterdir()) == sorted(
+        [".copying", ".folds", ".pointer.lock", ".shards", last, "CURRENT"]
+    )
 
 
 def test_base_built_on_another_file_system_is_copied_and_verified(

@@ -103,7 +103,7 @@ def start(home: Home, log: Log) -> Iterator[Callable[..., Stage]]:
 
 
 def _until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.01)
@@ -304,8 +304,13 @@ def test_shards_take_their_parts_of_the_base_and_answer_together(
         assert min(held) > 10
         assert [h["shard"] for h in (one.health(), two.health())] == ["0/2", "1/2"]
         later = [document(i, bid_account_micros=1) for i in range(1, 11)]
-        publish(home.base, write_segment(tmp_path, later, snapshot_ts=7, positions=log.end_offsets(DELTAS)))
-        _until(lambda: broker.search(BROWSE, 0)["total"] == 10)
+        positions, based = log.end_offsets(DELTAS), one.health()["base_version"]
+        log.publish(log_records(*(delta(document(i), 8) for i in range(101, 121))))
+        _until(lambda: broker.search(BROWSE, 0)["total"] == 80)
+        # Both have read these and must replay them onto the new base, each its own.
+        publish(home.base, write_segment(tmp_path, later, snapshot_ts=7, positions=positions))
+        _until(lambda: based not in {one.health()["base_version"], two.health()["base_version"]})
+        assert broker.search(BROWSE, 0)["total"] == 30
         stages[1].close()
         answer = broker.search(BROWSE, 0)
         assert list(answer["missing_shards"]) == ["1/2"]

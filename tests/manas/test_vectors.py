@@ -18,10 +18,13 @@ import pytest
 
 from catalog import Catalog
 from manas import Index, PlannerLimits, Segment, SegmentCorrupt, VectorBuild, Way
-from manas._bits import words_of
+from manas._bits import ids_of, words_of
+from manas._clauses import Condition, HasVector
+from manas._segment_view import SegmentView
 from manas._vector_files import graph_links, write_vectors
+from manas._vector_scratch import Room, ScratchPool
 from manas._vector_store import SegmentVectors, open_vectors
-from manas.kernels.vector_layout import NO_ROW
+from manas.kernels.vector_layout import NO_ROW, Near
 from tests.manas.support import (
     CATALOG,
     VALUES,
@@ -62,6 +65,8 @@ class _Set:
         survivors = int(mask.sum())
         words = words_of(self.ids[mask], self.documents)
         found = self.store.nearest(query, words, survivors, k, exact_survivors=0, only=only)
+        if found.found is not None:
+            assert (np.diff(found.scores) <= 0).all(), "what a kernel finds is in order"
         similar = self.matrix @ query
         row_of = np.full(self.documents, -1)
         row_of[self.ids] = np.arange(COUNT)
@@ -162,7 +167,7 @@ def test_deadline_returns_the_best_until_then_and_says_so(vector_set: _Set, only
         assert set(late.ids.tolist()) <= set(vector_set.ids[mask].tolist())
         assert len(late.ids) > 0
         assert late.scores.max() <= free.scores.max()
-        assert "the deadline came first" in late.words
+        assert "the deadline came first" in late.words()
         np.testing.assert_array_equal(np.sort(whole.scores), np.sort(free.scores))
 
 
@@ -183,7 +188,7 @@ def test_planner_scans_few_survivors_and_not_many(vector_set: _Set) -> None:
         words = words_of(vector_set.ids[:survivors], vector_set.documents)
         found = vector_set.store.nearest(query, words, survivors, K, exact_survivors=0)
         assert found.way in way
-        assert f"{Way.EXACT} " in found.words.split("estimated")[1], "the words carry the estimates"
+        assert f"{Way.EXACT} " in found.words().split("estimated")[1], "the words carry the estimates"
 
 
 def test_same_vectors_give_the_same_files(tmp_path: Path) -> None:
@@ -296,14 +301,64 @@ def test_newest_vectors_win_and_deleted_ones_never_come(tmp_path: Path, only: Wa
     assert plan["layers"][0]["ranking"].startswith(only)
 
 
+def test_query_for_vectors_alone_misses_what_was_hidden_since(tmp_path: Path) -> None:
+    """What matches no other condition is kept, until a newer layer hides some of it."""
+    docs = [document(i, embedding=embedding(i) if i % 3 else None) for i in range(1, 201)]
+    view = SegmentView(Segment.open(write_segment(tmp_path, docs)))
+    alive = {i for i in range(1, 201) if i % 3}
+    for gone in (None, 7, 9, 200):
+        if gone is not None:
+            view.hide(str(gone))
+            alive.discard(gone)
+        wanted = sorted(view.layer.internal(str(i)) or 0 for i in alive)
+        for _ in range(2):
+            words, count, whole = view.matching([Condition("vector", HasVector("embedding"), "")])
+            assert ids_of(words).tolist() == wanted
+            assert (count, whole) == (len(alive), True)
+
+
 def test_equal_vectors_are_ordered_by_document_id_in_every_layer(tmp_path: Path) -> None:
-    """Five hundred ads with one vector, in the base and in the delta: the smallest ids come, in order."""
+    """Five hundred ads with one vector, in the base alone and with a delta: the smallest ids come, in order."""
     docs = [document(i, embedding=embedding(1), bid_account_micros=1_000_000 + i) for i in range(1, 501)]
     for build in (VectorBuild(), VectorBuild(lists_from=2)):
         segment = Segment.open(write_segment(tmp_path, docs[::2], vectors=build))
         index = make_index(docs[1::2], segment)
         for k in (1, 5, 40, 300):
             assert ids(index.search(_request(embedding(1)), k)) == list(range(1, k + 1))
+        alone = make_index([], segment)
+        for k in (1, 5, 40, 0):
+            assert ids(alone.search(_request(embedding(1)), k)) == [doc["ad_id"] for doc in docs[::2]][: k or None]
+
+
+def test_a_walk_that_gave_up_is_no_answer(vector_set: _Set, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of its budget it may have k neighbours that are not the nearest: lists or a comparison of all answer."""
+    monkeypatch.setattr("manas._vector_store.WALK_BUDGET", 20)
+    mask, recalls = np.ones(COUNT, bool), []
+    for query in vector_set.queries:
+        recall, count, way = vector_set.ask(query, mask, 3, Way.POST_FILTER)
+        assert (count, way in (Way.LISTS, Way.EXACT)) == (3, True)
+        recalls.append(recall)
+        found = vector_set.store.nearest(
+            query, words_of(vector_set.ids, vector_set.documents), COUNT, 3, exact_survivors=0, only=Way.POST_FILTER
+        )
+        assert found.failed is not None
+        assert len(found.failed.ids) >= 3, "the walk must have had enough to be mistaken for an answer"
+    assert np.mean(recalls) >= 0.95
+
+
+def test_memory_of_a_search_belongs_to_it_until_it_is_given_back() -> None:
+    """Searches at the same time have memory of their own; what is given back is used again, by one at a time."""
+    pool, room, fixed = ScratchPool(), Room({Near.BUFFER_AT: 4}), np.zeros(Near.COUNT, np.int64)
+    one, other = pool.take("k", fixed, 5, room), pool.take("k", fixed, 5, room)
+    assert one is not other
+    pool.give("k", 5, room, one)
+    assert pool.take("k", fixed, 5, room) is one
+    third = pool.take("k", fixed, 5, room)
+    assert third is not one
+    for mine in (one, other, third):
+        pool.give("k", 5, room, mine)
+    assert len({id(pool.take("k", fixed, 5, room)) for _ in range(3)}) == 3
+    assert pool.take("k", fixed, 6, room).ids.size == 6
 
 
 def test_replaced_vector_of_the_delta_is_found_at_its_new_place() -> None:
