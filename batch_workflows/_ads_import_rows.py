@@ -16,6 +16,7 @@ from typing import Any
 from batch_workflows._ads_import_errors import InvalidExport
 from batch_workflows._ads_import_mapping import PLACEHOLDER, ColumnSpec, Mapping, ValueSpec, text_length
 from catalog._lines import Lines
+from catalog.portable import Portable
 from gateway.models import Base
 
 Value = int | str | datetime | None
@@ -31,7 +32,7 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _QUOTED = 120  # characters of a bad value that a report repeats
 
 
-class BadRow(Exception):
+class BadRow(Portable):
     """Raised for a row that cannot go in: line in the file, CSV column, value, stable reason, and a sentence."""
 
     def __init__(self, line: int, column: str, value: str, reason: str, text: str) -> None:
@@ -197,7 +198,7 @@ class RowReader:
         return _typed(spec, text)
 
 
-class _Unfit(Exception):
+class _Unfit(Portable):
     def __init__(self, reason: str, text: str) -> None:
         self.reason = reason
         super().__init__(text)

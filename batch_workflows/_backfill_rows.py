@@ -172,7 +172,7 @@ def _value(column: Column, value: Any) -> Any:
             return None
         try:
             value = _parsed(column.type, value.strip())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             text = f"expected {column.type.value}, got {value[:60]!r} ({error})"
             raise InvalidValue(column.ref, "bad_type", text) from None
     if column.type is ValueType.VECTOR and isinstance(value, list):

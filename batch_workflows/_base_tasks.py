@@ -20,6 +20,7 @@ from argus._rows import DAMAGED
 from argus.core import Sources
 from batch_workflows.base_gates import UNREADABLE, Tally, gated_fields
 from batch_workflows.objects import Address, Objects
+from batch_workflows.ranges import neighbours
 from catalog import Catalog
 from catalog.model import DOCUMENT_BODY, SOURCE_VERSION
 from manas import MANIFEST, FileEntry, InvalidDocument, Manifest, SegmentWriter, VectorBuild, file_entry, shard_of
@@ -89,15 +90,8 @@ def shard_name(shard: int) -> str:
 def key_ranges(snapshot: Snapshot, catalog: Catalog, size: int) -> Iterator[KeyRange]:
     """Cut the root rows of a snapshot into ranges of about `size` rows, each given out as soon as it is known."""
     rows = (row for row, _ in snapshot.scan(catalog.root, columns=[SOURCE_VERSION]))
-    after = last = ""
-    number = count = 0
-    for row in rows:
-        if count == size:
-            yield KeyRange(number, after, row)
-            after, number, count = last, number + 1, 0
-        last = row
-        count += 1
-    yield KeyRange(number, after, "")
+    for number, (after, before) in enumerate(neighbours(rows, size)):
+        yield KeyRange(number, after, before)
 
 
 def read_range(job: BuildJob, within: KeyRange) -> RangeReport:
@@ -149,9 +143,14 @@ def _build(job: BuildJob, shard: int, ranges: int, directory: Path) -> ShardRepo
                 yield document_id, job.snapshot_ts, body
 
     # One thread: the same documents then give the same files on every engine; the shards keep the processors busy.
-    manifest = SegmentWriter(directory, job.catalog, vectors=VectorBuild(threads=1)).write(
-        documents(), job.snapshot_ts, job.delta_positions, job.budget_positions
-    )
+    try:
+        manifest = SegmentWriter(directory, job.catalog, vectors=VectorBuild(threads=1)).write(
+            documents(), job.snapshot_ts, job.delta_positions, job.budget_positions
+        )
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(directory)) from error  # a write does not say where
     return ShardReport(shard_name(shard), manifest, file_entry(directory / MANIFEST))
 
 
@@ -220,7 +219,7 @@ class _World:
 
     def _derived(self, rows: list[str], tally: Tally) -> Iterator[Document]:
         for result in compute_runs(self._snapshot, self._registry, self._sources, rows, self._paused):
-            for failure in result.failures:
+            for failure in (*result.failures, *result.joined_failures):
                 tally.note(tally.failures, f"{failure.handler}:{failure.reason}", result.key)
             if result.body != result.body_before:
                 tally.differs(result.key)

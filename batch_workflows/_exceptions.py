@@ -21,8 +21,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from catalog.portable import Portable
 
-class BatchError(Exception):
+
+class BatchError(Portable):
     """Base of the batch workflows' errors."""
 
 

@@ -21,7 +21,8 @@ class Outcome(StrEnum):
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     REFUSED = "refused"
-    """It did its work and a gate refused the result; nothing was published."""
+    """It did its work and a gate refused the result, so nothing was published; or it waited to go on with a run that
+    there is nothing left of to go on with. Never resumed."""
     FAILED = "failed"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
@@ -83,6 +84,8 @@ class Progress(Stored):
 
     done: int = 0
     total: int | None = None
+    about: bool = False
+    """The total is what the last run like this one came to."""
     unit: str = "documents"
     rate: float | None = None
     """Per second, over the last half minute or so."""
@@ -90,7 +93,11 @@ class Progress(Stored):
     at_us: int = 0
 
     def __str__(self) -> str:
-        text = f"{self.done:,}" + ("" if self.total is None else f" of {self.total:,}") + f" {self.unit}"
+        text = (
+            f"{self.done:,}"
+            + ("" if self.total is None else f" of {'about ' if self.about else ''}{self.total:,}")
+            + f" {self.unit}"
+        )
         if self.total:
             text += f" ({self.done / self.total:.0%})"
         if self.rate is not None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import merge
+from pathlib import Path
 
 from argus import Paused, Registry, RunResult, compute_runs, load_registry
 from argus.core import Sources
 from batch_workflows._sync_common import chunks
+from batch_workflows._task_repo import repo_of
+from batch_workflows.ranges import neighbours
 from catalog import Catalog
 from catalog.model import DOCUMENT_BLOCKED, DOCUMENT_BODY, RUN, SOURCE_VERSION
 from storage_repo import Repo, Snapshot
@@ -36,6 +39,8 @@ class LookJob:
     snapshot_ts: int
     root: str
     paused: Paused
+    home: Path
+    """Tells the Repos of homes apart; no file of it is opened."""
 
 
 @dataclass(slots=True)
@@ -88,14 +93,8 @@ def rows_of(snapshot: Snapshot, registry: Registry, root: str, after: str = "", 
 
 
 def ranges_of(rows: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Cut rows in key order into (after, before), both exclusive; "" is the beginning, and the end."""
-    after = last = ""
-    for count, row in enumerate(rows):
-        if count and count % RANGE_ROWS == 0:
-            yield after, row
-            after = last
-        last = row
-    yield after, ""
+    """Cut rows in key order into the ranges of tasks."""
+    return neighbours(rows, RANGE_ROWS)
 
 
 def look_range(job: LookJob, within: tuple[str, str]) -> Looked:
@@ -112,24 +111,23 @@ def look_range(job: LookJob, within: tuple[str, str]) -> Looked:
 
 
 class _World:
-    """What a process needs for the tasks of one look, opened once; it ends with the pool's process."""
+    """What a process needs for the tasks of one look, opened once; it ends with the engine's process."""
 
     _current: _World | None = None
 
-    def __init__(self, job: LookJob) -> None:
-        self._repo = job.open_repo()
-        self._for = job.snapshot_ts, job.root
-        self.snapshot = self._repo.snapshot(job.snapshot_ts)
+    def __init__(self, job: LookJob, repo: Repo) -> None:
+        self._repo, self._for = repo, (job.snapshot_ts, job.root)
+        self.snapshot = repo.snapshot(job.snapshot_ts)
         self.sources = job.open_sources()
         self.registry = load_registry(job.catalog)
 
     @classmethod
     def of(cls, job: LookJob) -> _World:
         """Return this process's world for a look, and close that of an earlier one."""
-        if cls._current is None or cls._current._for != (job.snapshot_ts, job.root):
-            if cls._current is not None:
-                cls._current._repo.close()
-                for source in cls._current.sources.values():
+        repo, current = repo_of(job.open_repo, job.home), cls._current
+        if current is None or current._repo is not repo or current._for != (job.snapshot_ts, job.root):
+            if current is not None:
+                for source in current.sources.values():
                     source.close()
-            cls._current = cls(job)
-        return cls._current
+            cls._current = current = cls(job, repo)
+        return current

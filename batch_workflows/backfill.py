@@ -49,7 +49,7 @@ class BackfillParameters(Parameters):
     """Column of the file with the row's key."""
     columns: dict[str, str] = {}
     """Column of the file -> column of the table; default: those of the same name."""
-    version: int = Field(default=0, ge=0)
+    version: int = Field(default=0, ge=0, lt=1 << 63)
     """Of the signal; 0: the time at which the run began, in microseconds. Rows that have a newer one keep it."""
     rate: float = Field(default=2_000.0, ge=0)
     """Rows per second; 0: as fast as the Updater answers."""

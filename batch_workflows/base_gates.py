@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
+from argus import HANDLER_FAILED, SOURCE_BEHIND, SOURCE_UNAVAILABLE
 from batch_workflows.runner import Parameters
 from catalog import Catalog
 from manas import Manifest
@@ -24,6 +25,9 @@ MIN_FOR_SHARES = 100
 """Below this many documents one campaign that ends may halve the index, and shares say nothing."""
 UNREADABLE = "unreadable"
 """Begins the reason of documents whose rows, or whose body, do not parse."""
+NOT_RUN = (HANDLER_FAILED, SOURCE_UNAVAILABLE, SOURCE_BEHIND)
+"""Reasons for which a handler came to nothing, so that its previous outputs were taken. A value that it refuses is no
+such reason: its outputs are none then, and what must be there is looked at field by field."""
 _SECOND_US = 1_000_000
 
 
@@ -40,8 +44,14 @@ class GateLimits(Parameters):
     not lower. One bad ad must not stop all bases; one of twenty is a broken handler or feed."""
     max_unreadable: float = 0.001
     """Share of documents that are left out because their rows do not parse, beyond the first one."""
+    max_failing: float = 0.1
+    """Share of the root rows on which one handler may raise, or not reach its source, beyond the first one. Their
+    previous outputs stay, so a base of them looks whole; but a release that raises is none to publish."""
     max_waiting_s: float = 6 * 3600.0
     """How long an update may have waited for the Updater: a base without it is older than it looks."""
+    max_still_s: float = 20.0
+    """How long the Gateway may stand still before changes of the ads DB that it has not read: what is down or held is
+    waited for so long before a base is refused. A stage that died is there again within five seconds. 0: not asked."""
     max_age_s: float = 0.0
     """Seconds since the newest source change in the base; 0: no limit, as a quiet ads DB is no fault."""
 
@@ -101,6 +111,15 @@ class Tally:
         """Return the tally of `to_json`."""
         counters = {name: Counter(shown[name]) for name in ("missing", "lacking", "failures")}
         return cls(**{**shown, **counters})
+
+    def not_run(self) -> dict[str, dict[str, int]]:
+        """Return handler -> its keys in `failures` of rows on which it came to nothing, with their counts."""
+        found: dict[str, dict[str, int]] = {}
+        for name, count in self.failures.items():
+            handler, _, reason = name.rpartition(":")
+            if reason in NOT_RUN:
+                found.setdefault(handler, {})[name] = count
+        return found
 
     def coverage(self, fields: Iterable[str]) -> dict[str, float]:
         """Return the share of the documents that have each field; 1 where there are none."""
@@ -180,6 +199,14 @@ def faults(
     if (count := sum(unreadable.values())) > max(1, tally.rows * limits.max_unreadable):
         named = ", ".join(sorted({sample for name in unreadable for sample in tally.samples.get(name, [])})[:SAMPLES])
         found.append(f"{count} of {tally.rows} documents cannot be read ({named}): run data sync, which repairs rows")
+    for handler, counts in sorted(tally.not_run().items()):
+        if (count := sum(counts.values())) > max(1, tally.rows * limits.max_failing):
+            named = ", ".join(sorted({sample for name in counts for sample in tally.samples.get(name, [])})[:SAMPLES])
+            reasons = ", ".join(sorted(name.rpartition(":")[2] for name in counts))
+            found.append(
+                f"handler {handler!r} came to nothing on {count} of {tally.rows} rows ({reasons}; for example {named}"
+                "): mend it or its source, pause it, or go back to the release before"
+            )
     if before is not None and before[1].documents >= MIN_FOR_SHARES:
         version, count = before[0], before[1].documents
         if tally.documents < count * (1.0 - limits.max_shrink) or tally.documents > count * limits.max_growth:

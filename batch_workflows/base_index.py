@@ -11,11 +11,10 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import structlog
 
@@ -23,15 +22,17 @@ from argus import paused_handlers
 from argus.core import Sources
 from argus.stage import open_sources
 from batch_workflows._base_checkpoint import Checkpoint, NotKept, State, left_behind
+from batch_workflows._base_gateway import GatewayWatch
 from batch_workflows._base_options import BASES_KEPT, RANGE_ROWS, BaseReport, BuildOptions, Hooks
 from batch_workflows._base_tasks import BuildJob, KeyRange, build_shard, close_world, key_ranges, read_range, shard_name
 from batch_workflows._exceptions import BaseRefused
 from batch_workflows._objects_errors import ObjectsError
 from batch_workflows.base_gates import Freshness, Tally, faults, freshness, gated_fields, volume_change
-from batch_workflows.base_store import BUILDING, BaseStore, spared, spool_of
+from batch_workflows.base_store import BUILDING, BaseStore, remember_kept, spared, spool_of
 from batch_workflows.engines import Engine, InlineEngine, LocalEngine
 from batch_workflows.objects import Objects
 from catalog import Catalog
+from gateway import AdsDb
 from manas import Manifest, base_manifest, new_version
 from messaging import Log
 from messaging.headers import now_us
@@ -73,6 +74,7 @@ def build_base_index(
     engine: Engine | None = None,
     hooks: Hooks | None = None,
     open_repo: Callable[[], Repo] | None = None,
+    ads_db: AdsDb | None = None,
     recompute: bool = True,
     force: bool = False,
     progress: Progress | None = None,
@@ -81,8 +83,9 @@ def build_base_index(
 
     `recompute`, `force` and `progress` are for callers without options and hooks. `engine` runs the tasks (default:
     a pool of processes, or this one for few rows), `open_repo` opens the Repo where they run (default: the home's
-    embedded one) and must travel as a pickle. Writers go on meanwhile. A crash leaves what nobody points to, removed
-    by the next run. Raises BaseRefused with a report when a gate fails or another build runs; ObjectsError.
+    embedded one) and must travel as a pickle. With an `ads_db` a gate asks what the Gateway has not read. Writers go
+    on meanwhile. A crash leaves what nobody points to, removed by the next run. Raises BaseRefused with a report when
+    a gate fails or another build runs; ObjectsError.
     """
     if open_repo is None and not isinstance(repo, EmbeddedRepo):
         raise ValueError("build_base_index needs open_repo for a Repo that is not the home's embedded one")
@@ -90,7 +93,7 @@ def build_base_index(
     told = hooks or (Hooks() if progress is None else Hooks(lambda done, total, _unit: progress(done, total)))
     store = BaseStore.of(home, chosen.address)
     with _alone(home):
-        return _Build(home, catalog, repo, log, store, chosen, told, engine, open_repo).run()
+        return _Build(home, catalog, repo, log, store, chosen, told, engine, open_repo, ads_db).run()
 
 
 class _Build:
@@ -107,10 +110,12 @@ class _Build:
         hooks: Hooks,
         engine: Engine | None,
         open_repo: Callable[[], Repo] | None,
+        ads_db: AdsDb | None,
     ) -> None:
         self._home, self._catalog, self._repo, self._log = home, catalog, repo, log
         self._store, self._options, self._hooks, self._engine = store, options, hooks, engine
         self._open_repo = open_repo or partial(open_embedded_repo, home, catalog)
+        self._gateway = None if ads_db is None or not options.limits.max_still_s else GatewayWatch(ads_db, log)
         self._tally, self._pinned = Tally(), 0.0
         self._seconds: dict[str, float] = {}
         self._kept_ranges = self._kept_shards = 0
@@ -135,7 +140,8 @@ class _Build:
                 self._options.recompute, state.shards, spool.address, built.address, state.delta_positions,
                 state.budget_positions, dict(paused_handlers(Switches(self._log))),
             )  # fmt: skip
-            manifest = self._built(engine, job, ranges, snapshot, checkpoint)
+            with nullcontext() if few else self._repo.bulk_read():
+                manifest = self._built(engine, job, ranges, snapshot, checkpoint)
             return self._judged(state.version, manifest, state.fresh)
         except BaseException as error:
             keep = self._hooks.begun is not None and not isinstance(error, BaseRefused)
@@ -204,6 +210,8 @@ class _Build:
             self._hooks.progress(self._tally.rows, None, "documents")
             self._between(snapshot)
 
+        idle = partial(self._between, snapshot)
+
         def to_read() -> Iterator[KeyRange]:
             nonlocal count
             for within in ranges:
@@ -214,7 +222,7 @@ class _Build:
                     self._kept_ranges += 1
                     take(tally)
 
-        for read in engine.map(partial(read_range, job), to_read()):
+        for read in engine.map(partial(read_range, job), to_read(), idle):
             checkpoint.range_done(read)
             take(read.tally)
         self._hooks.progress(self._tally.rows, self._tally.rows, "documents")
@@ -223,7 +231,7 @@ class _Build:
         self._kept_shards = len(kept)
         reports = {report.name: (report.manifest, report.own) for report in kept}
         tasks = [(shard, count) for shard in range(job.shards) if shard_name(shard) not in reports]
-        for report in engine.map(partial(build_shard, job), tasks):
+        for report in engine.map(partial(build_shard, job), tasks, idle):
             checkpoint.shard_done(report)
             reports[report.name] = report.manifest, report.own
             self._hooks.progress(len(reports), job.shards, "shards")
@@ -236,6 +244,8 @@ class _Build:
         tally, options = self._tally, self._options
         before = next(((b.version, b.manifest) for b in self._store.bases() if b.current and b.manifest), None)
         found = faults(self._catalog, tally, options.limits, fresh, before)
+        if self._gateway is not None and (why := self._gateway.fault(options.limits.max_still_s, self._hooks.check)):
+            found.append(why)
         report = BaseReport(
             base_version="",
             documents=manifest.documents,
@@ -266,9 +276,10 @@ class _Build:
         started = time.monotonic()
         self._hooks.check()
         published = self._store.publish(version, manifest)
+        remember_kept(self._home, self._store, options.keep)  # before anything goes
         removed = self._store.prune(options.keep)
         self._seconds["publish"] = time.monotonic() - started
-        return _with(
+        return replace(
             report,
             base_version=published,
             removed=removed,
@@ -304,11 +315,6 @@ def _drop(place: Objects) -> None:
         place.remove("")
     except ObjectsError as error:
         structlog.get_logger().warning("base_index.left_over", place=str(place.address), error=str(error))
-
-
-def _with(report: BaseReport, **changes: Any) -> BaseReport:
-    values: Mapping[str, Any] = {**asdict(report), **changes}
-    return BaseReport(**values)
 
 
 def _look_ahead(ranges: Iterator[KeyRange]) -> tuple[Iterator[KeyRange], bool]:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, JsonValue
 
+from batch_workflows._engine_choice import EngineChoice
 from batch_workflows._exceptions import BaseRefused
-from batch_workflows.base_gates import UNREADABLE, GateLimits, Tally
+from batch_workflows.base_gates import NOT_RUN, UNREADABLE, GateLimits, Tally
 from batch_workflows.base_index import BASES_KEPT, RANGE_ROWS, BuildOptions, Hooks, build_base_index
 from batch_workflows.base_store import BaseStore, remember_address
-from batch_workflows.engines import Engine, open_engine
+from batch_workflows.engines import Engine
 from batch_workflows.runner import Counts, Parameters, RunContext, workflow
 
 LOCK = "base-index"
 """Of all that moves the pointer or removes bases."""
 
 
-class BaseIndexParameters(GateLimits):
+class BaseIndexParameters(GateLimits, EngineChoice):
     """Of base-index: how to build, where to publish, and what the gates want."""
 
     stored: bool = False
@@ -28,11 +27,6 @@ class BaseIndexParameters(GateLimits):
     """Address to publish at: a directory, or s3://BUCKET/PREFIX[?endpoint=URL]; "": what `base-address` remembered."""
     keep: int = Field(BASES_KEPT, ge=1)
     """Bases that stay, the new one included."""
-    engine: Literal["local", "inline", "spark"] = "local"
-    processes: int = Field(0, ge=0)
-    """Of the engine local; 0: one per processor, and none for few rows."""
-    master: str = ""
-    """Of the engine spark, as spark-submit takes it."""
     shards: int = Field(0, ge=0, le=1_000)
     """0: by the number of documents and of the engine's processes."""
     range_rows: int = Field(RANGE_ROWS, ge=100)
@@ -69,10 +63,15 @@ def base_index(context: RunContext[BaseIndexParameters]) -> Counts:
 
     def read(tally: Tally) -> None:
         for name, count in tally.failures.items():
-            if name.startswith(UNREADABLE):
+            if name.startswith(UNREADABLE) or name.endswith(NOT_RUN):
                 samples = tally.samples.get(name, [])
                 for place in range(count):
                     context.failed("document", samples[place] if place < len(samples) else "(more)", name)
+
+    rows = None if context.last is None else context.last.counts.get("rows")
+
+    def progress(done: int, total: int | None, unit: str) -> None:
+        context.progress(done, total, unit, about=rows if isinstance(rows, int) else 0)
 
     options = BuildOptions(
         recompute=not chosen.stored, force=chosen.force, address=chosen.to, keep=chosen.keep, shards=chosen.shards,
@@ -82,11 +81,12 @@ def base_index(context: RunContext[BaseIndexParameters]) -> Counts:
     )  # fmt: skip
     engine: Engine | None = None
     if chosen.engine != "local" or chosen.processes:
-        engine = open_engine(chosen.engine, processes=chosen.processes, master=chosen.master)
+        engine = chosen.open_engine()
     try:
         report = build_base_index(
             context.home, context.catalog, context.repo, context.log, options=options, engine=engine,
-            hooks=Hooks(context.progress, context.check, read, context.checkpoint), open_repo=context.opened.open_repo,
+            hooks=Hooks(progress, context.check, read, context.checkpoint), open_repo=context.opened.open_repo,
+            ads_db=context.ads_db,
         )  # fmt: skip
     except BaseRefused as refused:
         context.counts.update(refused.report)
@@ -108,7 +108,12 @@ def rollback_base(context: RunContext[BaseParameters]) -> Counts:
 def verify_base(context: RunContext[BaseParameters]) -> Counts:
     """Name whatever is damaged; a clean base is reported with its size."""
     chosen = context.parameters
-    return BaseStore.of(context.home, chosen.at).verify(chosen.version or None).to_json()
+
+    def reached(done: int, total: int) -> None:
+        context.progress(done, total, "bytes")
+        context.check()
+
+    return BaseStore.of(context.home, chosen.at).verify(chosen.version or None, reached).to_json()
 
 
 @workflow("list-bases", "list the published base indexes", BaseParameters)

@@ -52,7 +52,7 @@ class WorkflowControl:
     def request(self, request: RunRequest) -> RunRecord:
         """Put a run in the queue of the running service and return it as it waits.
 
-        Raises UnknownWorkflow, BadParameters, RunBusy, RepoError.
+        Raises UnknownWorkflow, BadParameters, RunBusy, UnknownRun (there is nothing to resume), RepoError.
         """
         workflow = find_workflow(request.workflow)
         if workflow.needs_rest:
@@ -61,6 +61,9 @@ class WorkflowControl:
             )
         if request.resume is None:
             workflow.check(request.parameters)
+        else:
+            workflow.check_resumable()
+            self.runs.resumed(request)
         bounded = request.model_copy(
             update={"who": request.who[:200] or "unknown", "why": request.why[:MAX_TEXT], "at_us": wall_us()}
         )

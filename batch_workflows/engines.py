@@ -10,11 +10,15 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 from batch_workflows._objects_errors import EngineFailed
@@ -24,6 +28,10 @@ R = TypeVar("R")
 _PR_SET_PDEATHSIG = 1
 _GC_THRESHOLD = 100_000
 """New objects between two looks for cycles: documents make many objects and no cycles (see cli.worker)."""
+IDLE_S = 1.0
+"""A person who cancels a run waits no longer than this for it to be seen."""
+_SPARK_JOBS = 256
+"""At the same time: a thread of the driver each."""
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -36,8 +44,13 @@ class Engine(Protocol):
     shares_files: bool
     """Whether tasks see the files of this process."""
 
-    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """Run `function` for every task and yield the results as they come; leaving early cancels the rest."""
+    def map(
+        self, function: Callable[[T], R], tasks: Iterable[T], idle: Callable[[], None] | None = None
+    ) -> Iterator[R]:
+        """Run `function` for every task and yield the results as they come; leaving early cancels the rest.
+
+        `idle` is called about every second in which none came, where tasks run elsewhere; it may raise to end them.
+        """
 
     def close(self) -> None:
         """End the engine's processes; safe to call twice."""
@@ -48,7 +61,9 @@ class InlineEngine:
 
     name, parallel, shares_files = "inline", 1, True
 
-    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+    def map(
+        self, function: Callable[[T], R], tasks: Iterable[T], idle: Callable[[], None] | None = None
+    ) -> Iterator[R]:
         """Run `function` for every task, in order."""
         return map(function, tasks)
 
@@ -66,7 +81,9 @@ class LocalEngine:
         self.parallel = processes or usable_processors()
         self._pool: ProcessPoolExecutor | None = None
 
-    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+    def map(
+        self, function: Callable[[T], R], tasks: Iterable[T], idle: Callable[[], None] | None = None
+    ) -> Iterator[R]:
         """Run `function` for every task; tasks are taken from the iterable only as processes become free."""
         if self._pool is None:
             # Spawned, not forked: LMDB and gRPC do not survive a fork.
@@ -74,21 +91,11 @@ class LocalEngine:
             self._pool = ProcessPoolExecutor(
                 self.parallel, mp_context=context, initializer=_begin_worker, initargs=(os.getpid(),)
             )
-        waiting = iter(tasks)
-        running: set[Future[R]] = set()
+        pool, job = self._pool, partial(_run, function)
+        # Of each process one task in work and one at hand.
+        completed = _completed(lambda task: pool.submit(job, task), tasks, lambda: 2 * self.parallel, idle)
         try:
-            while True:
-                while len(running) < 2 * self.parallel:  # one in work and one at hand for each
-                    try:
-                        task = next(waiting)
-                    except StopIteration:
-                        break
-                    running.add(self._pool.submit(function, task))
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
+            yield from completed
         except BrokenProcessPool as error:
             self.close()
             raise EngineFailed(
@@ -96,8 +103,7 @@ class LocalEngine:
                 "nothing was published; run it again, if need be with fewer processes"
             ) from error
         finally:
-            for future in running:
-                future.cancel()
+            completed.close()
 
     def close(self) -> None:
         """End the processes, also in the middle of a task."""
@@ -147,18 +153,33 @@ class SparkEngine:
         self.parallel = int(self._context.defaultParallelism)
         self.shares_files = str(self._context.master).startswith("local")
 
-    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """Run `function` for every task as one job, a task of Spark's each; results come when all are there."""
-        items = list(tasks)
-        if not items:
-            return iter(())
+    def map(
+        self, function: Callable[[T], R], tasks: Iterable[T], idle: Callable[[], None] | None = None
+    ) -> Iterator[R]:
+        """Run `function` for every task as a job of its own, some at the same time; each result comes when it is there.
+
+        One job for all would give nothing before its end, and could be told to stop by nobody.
+        """
+        group = f"adsindex-{uuid.uuid4().hex}"
+
+        def run(task: T) -> R:
+            self._context.setJobGroup(group, "adsindex", interruptOnCancel=True)
+            results: list[R] = self._context.parallelize([task], 1).map(function).collect()
+            return results[0]
+
+        def at_once() -> int:  # executors come and go
+            return min(_SPARK_JOBS, 2 * max(self.parallel, int(self._context.defaultParallelism)))
+
+        jobs = ThreadPoolExecutor(_SPARK_JOBS, thread_name_prefix="spark-job")
         try:
-            results: list[R] = self._context.parallelize(items, len(items)).map(function).collect()
+            yield from _completed(lambda task: jobs.submit(run, task), tasks, at_once, idle)
         except Exception as error:  # py4j wraps whatever a task raised
             if type(error).__module__.partition(".")[0] not in ("py4j", "pyspark"):
                 raise
             raise EngineFailed(f"a task on Spark failed: {_cause(str(error))}") from error
-        return iter(results)
+        finally:
+            self._context.cancelJobGroup(group)
+            jobs.shutdown(cancel_futures=True)
 
     def close(self) -> None:
         """Stop the Spark application."""
@@ -176,9 +197,59 @@ def open_engine(name: str, *, processes: int = 0, master: str = "") -> Engine:
     raise EngineFailed(f"no engine {name!r}; there are local, inline and spark")
 
 
+def _completed(
+    submit: Callable[[T], Future[R]], tasks: Iterable[T], at_once: Callable[[], int], idle: Callable[[], None] | None
+) -> Generator[R, None, None]:
+    """Yield results as they come, with `at_once()` tasks submitted; what has not begun is cancelled in the end."""
+    waiting = iter(tasks)
+    running: set[Future[R]] = set()
+    try:
+        while True:
+            while len(running) < at_once():
+                try:
+                    task = next(waiting)
+                except StopIteration:
+                    break
+                running.add(submit(task))
+            if not running:
+                return
+            done, running = wait(running, None if idle is None else IDLE_S, FIRST_COMPLETED)
+            if not done and idle is not None:
+                idle()
+            for future in done:
+                yield future.result()
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def for_tasks(tasks: Iterable[T], many: Callable[[T], bool], processes: int = 0) -> tuple[Iterable[T], Engine]:
+    """Return the tasks, and an engine of this machine for them: a pool of `processes` (0: one per processor) if there
+    is one among them of which `many` says that there are many; else the caller's own process, at once."""
+    ahead, rest = list[T](), iter(tasks)
+    if processes != 1:
+        for task in rest:
+            ahead.append(task)
+            if many(task):
+                return chain(ahead, rest), LocalEngine(processes)
+    return chain(ahead, rest), InlineEngine()
+
+
 def usable_processors() -> int:
     """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _run(function: Callable[[T], R], task: T) -> R:
+    """Run a task in a process of the pool. An error that cannot travel home would break the pool: its words do."""
+    try:
+        return function(task)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except (TypeError, AttributeError, pickle.PicklingError):
+            raise EngineFailed(f"a task failed with {type(error).__name__}: {error}") from error
+        raise
 
 
 def _begin_worker(parent: int) -> None:

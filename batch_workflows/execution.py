@@ -12,7 +12,7 @@ import structlog
 from pydantic import JsonValue
 
 from batch_workflows._clocks import elapsed_s, wall_us
-from batch_workflows._exceptions import BadParameters, BaseRefused, BatchError, LeaseLost, RunStopped
+from batch_workflows._exceptions import BadParameters, BaseRefused, BatchError, LeaseLost, RunStopped, UnknownRun
 from batch_workflows._runs_model import MAX_TEXT, Outcome, Progress, RunRecord, RunRequest
 from batch_workflows.leases import Lease, Live
 from batch_workflows.runner import Opened, RunContext, Workflow, find_workflow
@@ -50,15 +50,20 @@ def execute(
     Raises UnknownWorkflow, BadParameters, RunBusy, UnknownRun (nothing was recorded), and what workflows raise.
     """
     workflow = find_workflow(request.workflow)
-    if request.resume is not None and not workflow.resumable:
-        raise BadParameters(f"{workflow.name} keeps no checkpoints, so there is nothing to resume; run it anew")
-    if request.resume is None and not queued:
-        workflow.check(request.parameters)  # of a queued one the fault goes into the record, where people look
     store, stop = store or RunStore(opened.repo), stop or Stop()
-    record, lease, state, live = store.take(
-        request, workflow.lease, workflow.policy, code_version=code_version, queued=queued,
-        alone=workflow.needs_rest, stop=stop,
-    )  # fmt: skip
+    try:
+        if request.resume is not None:
+            workflow.check_resumable()
+        elif not queued:
+            workflow.check(request.parameters)  # of a queued one the fault goes into the record, where people look
+        record, lease, state, live = store.take(
+            request, workflow.lease, workflow.policy, code_version=code_version, queued=queued,
+            alone=workflow.needs_rest, stop=stop,
+        )  # fmt: skip
+    except (BadParameters, UnknownRun) as error:
+        if queued:  # what can never begin must not keep others of the workflow from it
+            store.refuse(request, str(error), code_version)
+        raise
     run = _Run(workflow, store, record, lease, live, stop)
     try:
         if on_start is not None:
@@ -66,6 +71,7 @@ def execute(
         context = RunContext(
             opened=opened, parameters=workflow.check(record.request.parameters), record=record, lease=lease,
             state=state, policy=record.policy, stop=stop, code_version=code_version, on_progress=on_progress,
+            last=store.like(record),
         )  # fmt: skip
         run.begin(context)
         counts = workflow.function(context)

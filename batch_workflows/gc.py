@@ -12,6 +12,9 @@ documents   what stays in the documents' table of documents whose root row is go
 versions    cell versions beyond the history kept, of all rows.
 ==========  ==========================================================================================================
 
+A row that the ads DB still has and that serves (an image of no pin, say) stays: the Repo follows the ads DB, a pin may
+refer to it tomorrow, and the next sync would bring it back. Once the ads DB has removed or deleted it, it goes.
+
 Rows go in transactions that have their versions in the conflict set: an update that comes in between wins, and its row
 stays. Such a transaction is tried again in halves, so the rows beside it go. (Not a transaction per row: those of a run
 all have its lease in their conflict sets, and of a group of those Omid's TSO grants only the first.) Rows that refer to
@@ -59,6 +62,8 @@ class Collected:
     """Rows that would go, but that a row that stays refers to."""
     changed_meanwhile: int = 0
     """Rows that changed between looking and writing: they stay."""
+    put_back: int = 0
+    """Rows that something came to refer to while they were taken out: they are as they were."""
     versions: int = 0
     examples: dict[str, list[str]] = field(default_factory=dict)
 
@@ -100,13 +105,16 @@ class GarbageCollector:
         at_us: int = 0,
         begin: Callable[[int | None], Transaction] | None = None,
         check: Callable[[], None] = lambda: None,
+        progress: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`at_us` stands for the present time; `begin` and `check` are those of a run."""
+        """`at_us` stands for the present time; `begin` and `check` are those of a run, `progress` takes rows done."""
         self._repo, self._catalog, self._limit_us, self._dry_run = repo, catalog, limit_us, dry_run
         self._now_us = at_us or now_us()
         self._begin = begin or (lambda ts: repo.begin(Origin(STAGE), ts))
-        self._check = check
+        self._check, self._progress = check, progress
         self.result = Collected()
+        self._taken: list[_Doomed] = []
+        """Retired a moment ago, to be looked at again."""
         self._gone: set[RowId] = set()
         """What a dry run would have taken out."""
         self._retired_now: set[str] = set()
@@ -117,20 +125,24 @@ class GarbageCollector:
         for table in _referring_first(self._catalog):
             self._table(table)
         self._documents()
+        self._look_again([])
         if not self._dry_run:
             self.result.versions = self._repo.collect_garbage()
         return self.result
 
     def _table(self, table: Table) -> None:
         after = ""
-        while page := list(self._repo.snapshot().scan(table.name, after=after, columns=[SOURCE_VERSION], limit=_CHUNK)):
+        while True:
+            snapshot = self._repo.snapshot()  # a new one for each page: its rows must not change until they are gone
+            if not (page := list(snapshot.scan(table.name, after=after, limit=_CHUNK))):
+                return
             self._check()
             after = page[-1][0]
-            snapshot = self._repo.snapshot()
-            found = snapshot.get_many([(table.name, row) for row, _ in page])
-            self.result.looked_at += len(page)
-            doomed = [d for (_, row), cells in found.items() if (d := self._judge(snapshot, table, row, cells))]
+            rows = [(row, cells) for row, cells in page if SOURCE_VERSION in cells]
+            self.result.looked_at += len(rows)
+            doomed = [d for row, cells in rows if (d := self._judge(snapshot, table, row, cells))]
             self._collect(snapshot, doomed)
+            self._progress(self.result.looked_at)
 
     def _judge(self, snapshot: Snapshot, table: Table, row: str, cells: Row) -> _Doomed | None:
         """Return what is to be done with a row, None if it stays."""
@@ -185,7 +197,7 @@ class GarbageCollector:
                 self._gone.add((one.table, one.row))
                 self._add(one)
             return
-        waiting = [*_packed(doomed)][::-1]
+        waiting, taken = [*_packed(doomed)][::-1], list[_Doomed]()
         while waiting:
             batch = waiting.pop()
             transaction = self._begin(snapshot.ts)
@@ -195,6 +207,7 @@ class GarbageCollector:
             if isinstance(outcome, int):
                 for one in batch:
                     self._add(one)
+                taken += [one for one in batch if one.kind.startswith("retired")]
             elif not isinstance(outcome, Conflict | SnapshotTooOld):
                 raise outcome
             elif len(batch) == 1:
@@ -203,6 +216,32 @@ class GarbageCollector:
                 self._check()
                 half = len(batch) // 2
                 waiting += [batch[half:], batch[:half]]
+        self._look_again(taken)
+
+    def _look_again(self, taken: list[_Doomed]) -> None:
+        """Put back what was retired before `taken`, where something has come to refer to it since it was looked at.
+
+        A reference writes nothing at its target, so it makes no conflict. By now it is committed, or its transaction
+        began so long ago that it is refused.
+        """
+        before, self._taken = self._taken, taken
+        snapshot = self._repo.snapshot()
+        for one in before:
+            if self._needed(snapshot, self._catalog.tables[one.table], one.row):
+                transaction = self._begin(snapshot.ts)
+                transaction.promote(one.root, one.row, SOURCE_VERSION)
+                for cell in (DELETED, COLLECTED):
+                    transaction.delete(one.table, one.row, cell)
+                for cell, value in one.cells.items():
+                    transaction.put(one.table, one.row, cell, value)
+                for table, key in one.index_rows:
+                    transaction.put(table, key, INDEX_CELL, b"")
+                [outcome] = self._repo.commit_many([transaction])
+                if isinstance(outcome, int):
+                    self.result.put_back += 1
+                    self.result.rows[one.kind] -= 1
+                elif not isinstance(outcome, Conflict | SnapshotTooOld):  # an update has brought it back by itself
+                    raise outcome
 
     def _take_out(self, transaction: Transaction, one: _Doomed) -> None:
         # Every update writes the version, so one that comes in between makes this conflict; of a document's row it is
@@ -235,24 +274,22 @@ class GarbageCollector:
         """Take out what is left of documents whose root row is gone and that nobody serves."""
         catalog, after = self._catalog, ""
         table = catalog.document_table
-        while page := list(self._repo.snapshot().scan(table, after=after, limit=_CHUNK)):
+        while True:
+            snapshot = self._repo.snapshot()
+            if not (page := list(snapshot.scan(table, after=after, limit=_CHUNK))):
+                return
             self._check()
             after = page[-1][0]
-            snapshot = self._repo.snapshot()
-            rows = [row for row, _ in page]
+            rows = {row: cells for row, cells in page if DOCUMENT_BODY not in cells}
             roots = snapshot.get_many([(catalog.root, row) for row in rows], {catalog.root: [SOURCE_VERSION, DELETED]})
-            found = snapshot.get_many([(table, row) for row in rows])
             left = [
                 row
-                for row in rows
+                for row, cells in rows.items()
                 if not _is_there(roots[catalog.root, row])
                 and row not in self._retired_now
-                and DOCUMENT_BODY not in found[table, row]
-                and all(self._older(table, row, cell) for cell in found[table, row])
+                and all(self._older(table, row, cell) for cell in cells)
             ]
-            self._collect(
-                snapshot, [_Doomed("documents", table, row, found[table, row], root=catalog.root) for row in left]
-            )
+            self._collect(snapshot, [_Doomed("documents", table, row, rows[row], root=catalog.root) for row in left])
 
 
 def _packed(doomed: Sequence[_Doomed]) -> Iterator[Sequence[_Doomed]]:
@@ -328,6 +365,7 @@ def run_gc(context: RunContext[GcParameters]) -> Counts:
         dry_run=chosen.dry_run,
         begin=context.begin,
         check=context.check,
+        progress=lambda done: context.progress(done, unit="rows"),
     )
     return counts_of(collector.run(), chosen.dry_run)
 
@@ -341,6 +379,7 @@ def counts_of(found: Collected, dry_run: bool) -> dict[str, JsonValue]:
         "looked_at": found.looked_at,
         "needed": found.needed,
         "changed_meanwhile": found.changed_meanwhile,
+        "put_back": found.put_back,
         "versions_collected": found.versions,
         "examples": {kind: list[JsonValue](rows) for kind, rows in found.examples.items()},
     }

@@ -114,6 +114,31 @@ def silent(repo: Repo, name: str, held: Held, wait: Callable[[float], object], t
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What binds a transaction to a lease, in whatever process; it travels as a pickle."""
+
+    name: str
+    fence: Fence
+    ttl_s: float
+
+    def bind(self, transaction: Transaction) -> None:
+        """See `Lease.fence`."""
+        row = lease_row(self.name)
+        cells = transaction.get(WORKFLOW_TABLE, row, [FENCE])
+        current = Fence.of_cell(f"{row} {FENCE}", cells[FENCE]) if FENCE in cells else Fence()
+        if current.token < self.fence.token:
+            raise ValueError(f"a transaction at {transaction.ts} is from before the lease was taken; begin a newer one")
+        if (current.token, current.number) != (self.fence.token, self.fence.number):
+            by = current.holder
+            said = "nobody" if current.number == 0 or by is None else f"{by.host} (process {by.pid})"
+            raise LeaseLost(
+                f"run {self.fence.workflow}-{self.fence.number} has lost its lease to {said}: it gave no sign of "
+                f"life for {self.ttl_s:.0f} s; this process must not go on"
+            )
+        transaction.promote(WORKFLOW_TABLE, row, FENCE)
+
+
 class Lease:
     """The holder's side. Safe for threads; `start` begins the beats, `stop` ends them."""
 
@@ -179,20 +204,16 @@ class Lease:
 
         The transaction must not be older than the lease.
         """
-        row = lease_row(self._name)
-        cells = transaction.get(WORKFLOW_TABLE, row, [FENCE])
-        current = Fence.of_cell(f"{row} {FENCE}", cells[FENCE]) if FENCE in cells else Fence()
-        if current.token < self._fence.token:
-            raise ValueError(f"a transaction at {transaction.ts} is from before the lease was taken; begin a newer one")
-        if (current.token, current.number) != (self._fence.token, self._fence.number):
-            by = current.holder
-            said = "nobody" if current.number == 0 or by is None else f"{by.host} (process {by.pid})"
-            self._lost = (
-                f"run {self._fence.workflow}-{self._fence.number} has lost its lease to {said}: it gave no sign of "
-                f"life for {self._ttl:.0f} s; this process must not go on"
-            )
-            raise LeaseLost(self._lost)
-        transaction.promote(WORKFLOW_TABLE, row, FENCE)
+        try:
+            self.binding.bind(transaction)
+        except LeaseLost as error:
+            self._lost = str(error)
+            raise
+
+    @property
+    def binding(self) -> Binding:
+        """What binds transactions of other processes that work for this one."""
+        return Binding(self._name, self._fence, self._ttl)
 
     def renew(self) -> None:
         """Give a sign of life, and take in whether the run is cancelled. Raises LeaseLost, RepoError."""

@@ -38,6 +38,8 @@ _TRIES = 2
 """Of one request within s3fs, so that one lost part of a large file is no reason to send all of it again; `_patiently`
 then asks again from the start."""
 _CONNECT_SECONDS, _READ_SECONDS = 5.0, 20.0
+_LOST = 1 / 3
+"""Of the patience: a request without answer for so long is taken for lost, so that there is time to ask again."""
 _PART_NAME = ".part-"
 T = TypeVar("T")
 
@@ -160,6 +162,10 @@ class Objects:
         """Bring a file up, in parts if it is large; it becomes visible when all of it is there."""
         if self.local is None:
             size = file.stat().st_size
+            if (
+                size <= PART_BYTES
+            ):  # from memory: with a file botocore asks first whether it may send, a second at worst
+                return self.write(name, file.read_bytes())
             self._patiently(
                 f"writing {name}",
                 lambda: self._ask("put_file", str(file), self._path(name), size=size, chunksize=PART_BYTES),
@@ -171,11 +177,13 @@ class Objects:
             os.fsync(handle.fileno())
 
     def get(self, name: str, file: Path, size: int = 0) -> None:
-        """Bring an object of about `size` bytes down, in parts if it is large. Raises ObjectMissing.
+        """Bring an object of about `size` bytes (0: as it says) down, in parts if it is large. Raises ObjectMissing.
 
         After any error a partial file may stay.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
+        if not size and self.local is None:
+            size = int(self._patiently(f"reading {name}", lambda: self._ask("info", self._path(name)))["size"])
         self._patiently(f"reading {name}", lambda: self._ask("get_file", self._path(name), str(file), size=size))
 
     def delete(self, name: str) -> None:
@@ -191,10 +199,14 @@ class Objects:
             self._patiently(f"removing {prefix}", lambda: self._ask("rm", [self._path(name) for name in names]))
         return len(names)
 
-    def abort_uploads(self, prefix: str = "") -> int:
-        """Free what interrupted uploads below a name occupy, and return how many; only for who alone uploads there."""
+    def abort_uploads(self, prefix: str = "", *, of: Callable[[str], bool] = lambda _name: True) -> int:
+        """Free what interrupted uploads below a name occupy, and return how many; only for who alone uploads there.
+
+        `of` says of a name, counted from that place, whether its uploads are the caller's.
+        """
         if self.local is not None:
-            left = [p for p in (self.local / prefix).rglob(f"{_PART_NAME}*") if p.is_file()]
+            place = self.local / prefix
+            left = [p for p in place.rglob(f"{_PART_NAME}*") if p.is_file() and of(str(p.relative_to(place)))]
             for part in left:
                 part.unlink(missing_ok=True)
             return len(left)
@@ -203,7 +215,8 @@ class Objects:
         uploads: list[dict[str, Any]] = self._patiently(
             "listing uploads", lambda: self._ask("list_multipart_uploads", bucket), missing=[]
         )
-        mine = [u for u in uploads if not below or u["Key"].startswith(f"{below}/")]
+        start = f"{below}/" if below else ""
+        mine = [u for u in uploads if u["Key"].startswith(start) and of(u["Key"].removeprefix(start))]
         for upload in mine:
             self._patiently(
                 f"aborting the upload of {upload['Key']}",
@@ -223,7 +236,7 @@ class Objects:
         """
         if self.local is not None:
             return getattr(self._fs, method)(*arguments, **options)
-        limit = max(self._patience_s, 1.0) + size / SLOWEST_BYTES_PER_SECOND
+        limit = max(_TRIES * _LOST * self._patience_s, 1.0) + size / SLOWEST_BYTES_PER_SECOND
         asked = asyncio.wait_for(getattr(self._fs, f"_{method}")(*arguments, **options), limit)
         return asyncio.run_coroutine_threadsafe(asked, self._fs.loop).result()
 
@@ -293,8 +306,8 @@ def _s3(endpoint: str, patience_s: float) -> Any:
         use_listings_cache=False,  # other processes write there
         skip_instance_cache=True,
         config_kwargs={
-            "connect_timeout": min(_CONNECT_SECONDS, patience_s),
-            "read_timeout": min(_READ_SECONDS, patience_s),
+            "connect_timeout": min(_CONNECT_SECONDS, _LOST * patience_s),
+            "read_timeout": min(_READ_SECONDS, _LOST * patience_s),
             "retries": {"max_attempts": 1},
         },
     )

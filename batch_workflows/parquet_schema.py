@@ -8,7 +8,7 @@ the map `_cells`. So an analyst reads plain columns, and an import gives every c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,7 @@ _ARROW: dict[ValueType, pa.DataType] = {
     ValueType.VECTOR: pa.list_(pa.float32()),
 }
 _DIGEST_BYTES = 16
+_pack = msgspec.msgpack.Encoder().encode
 
 
 class ColumnSpec(Stored):
@@ -77,30 +78,31 @@ def arrow_schema(columns: list[ColumnSpec], *, with_cells: bool) -> pa.Schema:
     return pa.schema(fields)
 
 
-def typed(kind: ValueType, value: Any) -> Any:
-    """Return a decoded value as Arrow takes it; raises ValueError if that would not be exactly this value."""
-    match kind:
-        case ValueType.STRING | ValueType.JSON:
-            exact = type(value) is str
-        case ValueType.INT | ValueType.TIME:
-            exact = type(value) is int and value in _INT64
-        case ValueType.FLOAT:
-            exact = type(value) is float
-        case ValueType.BOOL:
-            exact = type(value) is bool
-        case ValueType.BYTES:
-            exact = type(value) is bytes
-        case ValueType.STRING_LIST:
-            exact = type(value) is list and all(type(one) is str for one in value)
-        case ValueType.INT_LIST:
-            exact = type(value) is list and all(type(one) is int and one in _INT64 for one in value)
-        case ValueType.VECTOR:
-            exact = type(value) is bytes and len(value) % 4 == 0
-            if exact:
-                return np.frombuffer(value, dtype="<f4")
-    if not exact:
-        raise ValueError(f"no {kind.value}")
-    return value
+def _texts(value: Any) -> bool:
+    return type(value) is list and all(type(one) is str for one in value)
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and value in _INT64
+
+
+def _wholes(value: Any) -> bool:
+    return type(value) is list and all(map(_whole, value))
+
+
+_EXACT: dict[ValueType, Callable[[Any], bool]] = {
+    ValueType.STRING: lambda value: type(value) is str,
+    ValueType.JSON: lambda value: type(value) is str,
+    ValueType.INT: _whole,
+    ValueType.TIME: _whole,
+    ValueType.FLOAT: lambda value: type(value) is float,
+    ValueType.BOOL: lambda value: type(value) is bool,
+    ValueType.BYTES: lambda value: type(value) is bytes,
+    ValueType.STRING_LIST: _texts,
+    ValueType.INT_LIST: _wholes,
+    ValueType.VECTOR: lambda value: type(value) is bytes and len(value) % 4 == 0,
+}
+"""Whether Arrow's type gives back exactly this value."""
 
 
 def untyped(kind: ValueType, value: Any) -> Any:
@@ -120,41 +122,51 @@ class RowBuffer:
     cells: list[list[tuple[str, bytes]]] = field(default_factory=list)
     faults: list[tuple[str, str, str]] = field(default_factory=list)
     """(row, cell, why) of bytes that are no value; they are kept as they are."""
+    _takers: list[tuple[str, str, Callable[[Any], bool], bool, Callable[[Any], None]]] = field(default_factory=list)
+    """Of each column: where its value is, how to look at it, and where it goes."""
 
     def __post_init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self.keys, self.cells = [], []
         self.values = {column.name: [] for column in self.columns}
+        self._takers = [
+            (c.cell, c.type.value, _EXACT[c.type], c.type is ValueType.VECTOR, self.values[c.name].append)
+            for c in self.columns
+        ]
 
     def add(self, row: str, cells: Row) -> None:
         """Take a row of the Repo."""
         self.keys.append(row)
         rest = dict(cells)
-        for column in self.columns:
+        for cell, kind, exact, is_vector, take in self._takers:
             value = None
-            if (data := rest.get(column.cell)) is not None:
+            if (data := rest.get(cell)) is not None:
                 try:
                     decoded = decode(data)
-                    if decoded is not None and encode(decoded) == data:
-                        value = typed(column.type, decoded)
-                        del rest[column.cell]
-                    elif refusal(data) is None and data:
-                        self.faults.append((row, column.cell, "not in the canonical encoding"))
-                except ValueError:
-                    self.faults.append((row, column.cell, f"no {column.type.value}"))
+                    if decoded is None or encode(decoded) != data:
+                        if refusal(data) is None and data:
+                            self.faults.append((row, cell, "not in the canonical encoding"))
+                    elif exact(decoded):
+                        value = np.frombuffer(decoded, dtype="<f4") if is_vector else decoded
+                        del rest[cell]
+                    else:
+                        self.faults.append((row, cell, f"no {kind}"))
                 except msgspec.DecodeError as error:
-                    self.faults.append((row, column.cell, str(error)))
-            self.values[column.name].append(value)
+                    self.faults.append((row, cell, str(error)))
+            take(value)
         self.cells.append(sorted(rest.items()))
 
     def add_document(self, row: str, fields: Mapping[str, Any]) -> None:
         """Take a servable document's fields."""
         self.keys.append(row)
-        for column in self.columns:
-            value = fields.get(column.cell)
-            try:
-                self.values[column.name].append(None if value is None else typed(column.type, value))
-            except ValueError:
-                self.values[column.name].append(None)
-                self.faults.append((row, column.cell, f"no {column.type.value}"))
+        for cell, kind, exact, is_vector, take in self._takers:
+            value = fields.get(cell)
+            if value is not None and not exact(value):
+                self.faults.append((row, cell, f"no {kind}"))
+                value = None
+            take(np.frombuffer(value, dtype="<f4") if is_vector and value is not None else value)
 
     def take(self, schema: pa.Schema) -> pa.Table:
         """Return the rows as an Arrow table and begin anew."""
@@ -162,8 +174,7 @@ class RowBuffer:
         arrays += [pa.array(self.values[c.name], schema.field(c.name).type) for c in self.columns]
         if CELLS in schema.names:
             arrays.append(pa.array(self.cells, schema.field(CELLS).type))
-        self.keys, self.cells = [], []
-        self.values = {column.name: [] for column in self.columns}
+        self._begin()
         return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -196,8 +207,12 @@ class Digest:
 
     def add(self, row: str, cells: Row) -> None:
         """Add one row."""
-        digest = hashlib.blake2b(msgspec.msgpack.encode([row, sorted(cells.items())]), digest_size=_DIGEST_BYTES)
+        digest = hashlib.blake2b(_pack([row, sorted(cells.items())]), digest_size=_DIGEST_BYTES)
         self._sum = (self._sum + int.from_bytes(digest.digest(), "big")) % (1 << 8 * _DIGEST_BYTES)
+
+    def merge(self, other: str) -> None:
+        """Add the rows of another digest."""
+        self._sum = (self._sum + int(other or "0", 16)) % (1 << 8 * _DIGEST_BYTES)
 
     def __str__(self) -> str:
         return f"{self._sum:0{2 * _DIGEST_BYTES}x}"

@@ -11,43 +11,36 @@ DuckDB, `mergeSchema` in Spark).
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import closing
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from batch_workflows._clocks import wall_us
-from batch_workflows._exceptions import BadParameters, UnknownSelection
+from batch_workflows._exceptions import BadParameters, SnapshotDamaged, UnknownSelection
+from batch_workflows._parquet_parts import SCRATCH, PartDone, PartJob, PartTask, key_ranges, write_part
 from batch_workflows._runs_model import Stored
+from batch_workflows._task_repo import close_repo
+from batch_workflows.base_index import open_embedded_repo
+from batch_workflows.engines import Engine, for_tasks
 from batch_workflows.objects import Objects
-from batch_workflows.parquet_schema import (
-    CELLS,
-    ColumnSpec,
-    Digest,
-    RowBuffer,
-    arrow_schema,
-    columns_of,
-    document_columns,
-)
+from batch_workflows.parquet_schema import ColumnSpec, Digest, columns_of, document_columns
 from batch_workflows.runner import RunContext
 from catalog import ValueType
-from catalog.documents import decode_document
-from catalog.model import DOCUMENT_BODY, INTERNAL_TABLES
-from storage_repo import Snapshot, SnapshotTooOld
+from catalog.model import INTERNAL_TABLES
+from storage_repo import SnapshotTooOld
 
-PART_ROWS = 200_000
-"""Rows of a file, and what is done again after a kill: some seconds of work."""
+PART_ROWS = 100_000
+"""Rows of a file, and what each process does again after a kill: some seconds of work."""
 GROUP_ROWS = 10_000
 """Rows of a row group, which is what is held in memory: some tens of megabytes."""
 PIN_S = 3_600.0
-"""Renewed with every part; a run that is resumed within the hour goes on at its timestamp."""
+"""Renewed every minute; a run that is resumed within the hour goes on at its timestamp."""
 DAYS = "_days"
 _DOCUMENTS = "documents"
 
@@ -60,7 +53,7 @@ class TableFiles(Stored):
     rows: int = 0
     digest: str = ""
     parts: tuple[int, ...] = ()
-    """Rows of each file."""
+    """Rows of each file; there is none where no row is."""
 
 
 class Day(Stored):
@@ -76,14 +69,19 @@ class Day(Stored):
     tables: tuple[TableFiles, ...] = ()
     documents: TableFiles | None = None
 
+    @property
+    def all_tables(self) -> tuple[TableFiles, ...]:
+        """The tables, and the documents if they were taken."""
+        return (*self.tables, self.documents) if self.documents else self.tables
+
     def files(self, table: str) -> list[str]:
         """Return the names of a table's files, or of the documents'. Raises UnknownSelection."""
         found = self.find(table)
-        return [part_name(found.table, self.day, self.run, number) for number in range(len(found.parts))]
+        return [part_name(found.table, self.day, self.run, number) for number, rows in enumerate(found.parts) if rows]
 
     def find(self, table: str) -> TableFiles:
         """Return a table's part of the day. Raises UnknownSelection."""
-        everything = [*self.tables, *([self.documents] if self.documents else [])]
+        everything = self.all_tables
         for found in everything:
             if found.table == table:
                 return found
@@ -91,13 +89,17 @@ class Day(Stored):
         raise UnknownSelection(f"the snapshot of {self.day} has no table {table!r}; it has {known}")
 
 
+_PART_NAME = re.compile(r"day=\d{4}-\d{2}-\d{2}/part-\d+-\d+-\d{5,}\.parquet")
+
+
 class _State(Stored):
-    """Where a run of a snapshot is."""
+    """Where a run of a snapshot is: some 80 bytes per part, so a checkpoint has room for 300 million rows."""
 
     day: Day
-    done: dict[str, TableFiles] = Field(default_factory=dict)
-    after: str = ""
-    """Last row of the newest part of the table that is being written."""
+    part_rows: int = 0
+    """By which tables are cut, so that parts are the same ones when the run goes on."""
+    parts: dict[str, tuple[int, str]] = Field(default_factory=dict)
+    """Part -> rows and digest of those that are written."""
 
 
 def part_name(table: str, day: str, run: str, number: int) -> str:
@@ -127,14 +129,29 @@ def parse_day(text: str) -> str:
         raise BadParameters(f"{text!r} is no day; write it as 2026-01-31") from error
 
 
-def take_snapshot(context: RunContext[Any], objects: Objects, day: str, documents: bool = True) -> Day:
-    """Write a day, replacing one that is there when the new one is complete. Resumable; raises what the parts raise."""
+def take_snapshot(
+    context: RunContext[Any],
+    objects: Objects,
+    day: str,
+    documents: bool = True,
+    processes: int = 0,
+    engine: Engine | None = None,
+) -> Day:
+    """Write a day, replacing one that is there when the new one is complete. Resumable; raises what the parts raise.
+
+    `processes` write parts at the same time, with the same files as one would; 0: one per processor, and none for few
+    rows. `engine`: what writes them instead; it stays open.
+    """
     day = parse_day(day) or datetime.now(UTC).date().isoformat()
+    for left in context.home.run.glob(f"{SCRATCH}*"):  # of a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     writer = _Writer(context, objects, _begin(context, objects, day, documents))
-    written = writer.write()
+    with context.repo.bulk_read():
+        written = writer.write(processes, engine)
     context.check()
+    _check_there(objects, written)
     objects.write(f"{DAYS}/{day}.json", written.to_cell())
-    _remove_others(objects, written)
+    _remove_others(objects)
     context.repo.unpin(_pin(written))
     return written
 
@@ -148,7 +165,7 @@ def _begin(context: RunContext[Any], objects: Objects, day: str, documents: bool
         except SnapshotTooOld:
             context.counts["begun_again"] = "the Repo no longer has the timestamp that the first attempt read"
         else:
-            return state
+            return state if state.part_rows else state.model_copy(update={"part_rows": PART_ROWS})
     known = _known_types(objects)
     catalog = context.catalog
     internal = {name for name, _ in INTERNAL_TABLES}
@@ -165,7 +182,8 @@ def _begin(context: RunContext[Any], objects: Objects, day: str, documents: bool
                 TableFiles(table=name, columns=tuple(columns_of(catalog, name, known.get(name, {})))) for name in tables
             ),
             documents=fields if documents else None,
-        )
+        ),
+        part_rows=PART_ROWS,
     )  # fmt: skip
     context.repo.pin(_pin(state.day), state.day.snapshot_ts, PIN_S)
     context.checkpoint(state.model_dump(mode="json"))
@@ -185,106 +203,117 @@ def _pin(day: Day) -> str:
     return f"snapshot-{day.day}-{day.run}"
 
 
-def _remove_others(objects: Objects, written: Day) -> None:
-    """Remove files of the day that are of other runs: of the day as it was, and of runs that were killed."""
-    for table in [*written.tables, *([written.documents] if written.documents else [])]:
-        mine = set(written.files(table.table))
-        for name in objects.names(f"{table.table}/day={written.day}"):
-            if name not in mine:
+def _key(table: str, number: int) -> str:
+    return f"{table}/{number}"
+
+
+def _check_there(objects: Objects, written: Day) -> None:
+    """Look for all files of a day that is about to be complete. Raises SnapshotDamaged."""
+    for table in written.all_tables:
+        if missing := {*written.files(table.table)} - objects.names(f"{table.table}/day={written.day}").keys():
+            raise SnapshotDamaged(
+                f"{objects.address} has lost {', '.join(sorted(missing)[:3])} since they were written; take it anew, "
+                "without --resume. Only one installation may take snapshots at an address"
+            )
+
+
+def _remove_others(objects: Objects) -> None:
+    """Remove files that are of no complete day: of days as they were, and of runs that were killed.
+
+    Only for who alone takes snapshots there: of any day, since whoever reads a table's directory reads all its files.
+    """
+    known = [read_day(objects, day) for day in days(objects)]
+    tables = {table.table for day in known for table in day.all_tables}
+    mine = {name for day in known for table in day.all_tables for name in day.files(table.table)}
+    for table in sorted(tables):
+        for name in objects.names(table):
+            if name not in mine and _PART_NAME.fullmatch(name.removeprefix(f"{table}/")):
                 objects.delete(name)
+    objects.abort_uploads(of=lambda name: name.partition("/")[0] in tables and "/day=" in name)
 
 
 class _Writer:
-    """Writes the parts of all tables, and a checkpoint after each."""
+    """Has the parts of all tables written, and stores a checkpoint after each."""
 
     def __init__(self, context: RunContext[Any], objects: Objects, state: _State) -> None:
         self._context, self._objects, self._state = context, objects, state
-        self._snapshot: Snapshot = context.repo.snapshot(state.day.snapshot_ts)
-        self._rows = sum(table.rows for table in state.done.values())
-        self._digest, self._counted = Digest(), 0  # of the part that is being written
+        self._done = dict(state.parts)
+        self._rows = sum(rows for rows, _ in self._done.values())
+        self._numbers: dict[str, int] = {}
+        self._pinned = time.monotonic()
 
-    def write(self) -> Day:
+    def write(self, processes: int, given: Engine | None) -> Day:
         """Return the day with all its files."""
-        day = self._state.day
-        wanted = [*day.tables, *([day.documents] if day.documents else [])]
-        for table in wanted:
-            done = self._state.done.get(table.table, table)
-            if table.table in self._state.done and not self._state.after:
-                continue  # complete
-            if self._state.after and table.table != list(self._state.done)[-1]:
-                continue  # complete, another one is half done
-            self._table(done, documents=table is day.documents)
-        done_tables = self._state.done
-        self._context.counts["tables"] = {name: files.rows for name, files in done_tables.items()}
+        day, context = self._state.day, self._context
+        tasks: Iterable[PartTask] = self._tasks()
+        opener = context.opened.open_repo or partial(open_embedded_repo, context.home, context.catalog)
+        own: Engine | None = None
+        if given is None:
+            tasks, own = for_tasks(tasks, lambda task: task.number > 0, processes)
+        engine = given or own
+        assert engine is not None
+        scratch = context.home.run if engine.shares_files else None
+        job = PartJob(opener, day.snapshot_ts, self._objects.address, context.home.root, scratch, GROUP_ROWS)
+        try:
+            for done in engine.map(partial(write_part, job), tasks, self._between):
+                self._take(done)
+        finally:
+            close_repo()
+            if own is not None:
+                own.close()
+        files = {table.table: self._files(table) for table in self._wanted()}
+        context.counts["tables"] = {name: table.rows for name, table in files.items()}
         return day.model_copy(
             update={
-                "tables": tuple(done_tables[table.table] for table in day.tables),
-                "documents": done_tables[day.documents.table] if day.documents else None,
+                "tables": tuple(files[table.table] for table in day.tables),
+                "documents": files[day.documents.table] if day.documents else None,
             }
         )
 
-    def _table(self, table: TableFiles, documents: bool) -> None:
-        catalog, after = self._context.catalog, self._state.after
-        read = catalog.document_table if documents else table.table
-        rows = self._snapshot.scan(read, after=after, columns=[DOCUMENT_BODY] if documents else None)
-        with tempfile.TemporaryDirectory(prefix="snapshot-", dir=self._context.home.run) as directory:
-            while True:
-                part, last, more = self._part(Path(directory), table, rows, documents)
-                if part is not None:
-                    name = part_name(table.table, self._state.day.day, self._state.day.run, len(table.parts))
-                    self._context.check()
-                    self._objects.put(part, name)
-                    rows_now = table.rows + self._counted
-                    parts = (*table.parts, self._counted)
-                    table = table.model_copy(update={"rows": rows_now, "digest": str(self._digest), "parts": parts})
-                self._state = self._state.model_copy(
-                    update={"done": {**self._state.done, table.table: table}, "after": last if more else ""}
-                )
-                self._context.repo.pin(_pin(self._state.day), self._state.day.snapshot_ts, PIN_S)
-                self._context.checkpoint(self._state.model_dump(mode="json"))
-                if not more:
-                    return
+    def _wanted(self) -> list[TableFiles]:
+        day = self._state.day
+        return [*day.tables, *([day.documents] if day.documents else [])]
 
-    def _part(
-        self, directory: Path, table: TableFiles, rows: Iterator[tuple[str, Any]], documents: bool
-    ) -> tuple[Path | None, str, bool]:
-        """Write up to PART_ROWS rows into a local file; return it (None without rows), the last row, and if more may
-        come."""
-        columns = list(table.columns)
-        schema = arrow_schema(columns, with_cells=not documents)
-        buffer, file, last = RowBuffer(columns), directory / "part.parquet", ""
-        self._digest, self._counted = Digest(table.digest), 0
-        with closing(pq.ParquetWriter(file, schema, compression="zstd")) as writer:
-            for row, cells in rows:
-                last = row
-                if documents:
-                    if not self._document(buffer, row, cells):
-                        continue
-                else:
-                    buffer.add(row, cells)
-                    self._digest.add(row, cells)
-                self._counted += 1
-                if len(buffer.keys) >= GROUP_ROWS:
-                    self._group(writer, buffer, schema, table.table)
-                if self._counted >= PART_ROWS:
-                    break
-            if buffer.keys:
-                self._group(writer, buffer, schema, table.table)
-        return (file if self._counted else None), last, self._counted >= PART_ROWS
+    def _tasks(self) -> Iterator[PartTask]:
+        """Yield the parts that are still to be written."""
+        day, catalog = self._state.day, self._context.catalog
+        snapshot = self._context.repo.snapshot(day.snapshot_ts)
+        for table in self._wanted():
+            documents = table is day.documents
+            read = catalog.document_table if documents else table.table
+            ranges = key_ranges(snapshot, catalog, read, documents, self._state.part_rows)
+            for number, (after, before) in enumerate(ranges):
+                self._numbers[table.table] = number + 1
+                if _key(table.table, number) not in self._done:
+                    name = part_name(table.table, day.day, day.run, number)
+                    yield PartTask(table.table, read, table.columns, documents, number, name, after, before)
 
-    def _group(self, writer: Any, buffer: RowBuffer, schema: pa.Schema, table: str) -> None:
-        self._rows += len(buffer.keys)
-        writer.write_table(buffer.take(schema))
-        faults, buffer.faults = buffer.faults, []
-        for row, cell, why in faults:
-            self._context.failed("cell", f"{table}/{row} {cell}", "not_readable", f"{why}; kept as bytes in {CELLS}")
-        self._context.progress(self._rows, None, "rows")
+    def _take(self, done: PartDone) -> None:
+        """Count a part that is written. Raises what `RunContext.failed` does."""
+        context, state = self._context, self._state
+        for kind, key, why in done.faults:
+            context.failed(kind, key, "not_readable", why)
+        self._rows += done.rows
+        self._done[_key(done.task.table, done.task.number)] = done.rows, done.digest
+        context.progress(self._rows, None, "rows")
+        self._between()
+        self._state = state = state.model_copy(update={"parts": dict(self._done)})
+        context.checkpoint(state.model_dump(mode="json"))
+
+    def _between(self) -> None:
+        """Hear of a cancellation, and keep the timestamp readable however long the next part takes."""
         self._context.check()
+        if time.monotonic() - self._pinned > PIN_S / 60:
+            self._context.repo.pin(_pin(self._state.day), self._state.day.snapshot_ts, PIN_S)
+            self._pinned = time.monotonic()
 
-    def _document(self, buffer: RowBuffer, row: str, cells: Any) -> bool:
-        try:
-            buffer.add_document(row, decode_document(cells[DOCUMENT_BODY]))
-        except msgspec.DecodeError as error:
-            self._context.failed("document", row, "not_readable", str(error))
-            return False
-        return True
+    def _files(self, table: TableFiles) -> TableFiles:
+        """Return what has been written of a table."""
+        found = [self._done[_key(table.table, number)] for number in range(self._numbers[table.table])]
+        digest, parts = Digest(), tuple(rows for rows, _ in found)
+        for _, part in found:
+            digest.merge(part)
+        rows = sum(parts)
+        return table.model_copy(
+            update={"rows": rows, "digest": str(digest) if rows else "", "parts": parts if rows else ()}
+        )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing, nullcontext
+
 from pydantic import Field
 
+from batch_workflows._engine_choice import EngineChoice
 from batch_workflows.objects import Objects
 from batch_workflows.runner import Counts, Parameters, RunContext, workflow
 
 
-class SnapshotParameters(Parameters):
+class SnapshotParameters(EngineChoice):
     """Of snapshot."""
 
     to: str = Field(default="", max_length=1_000)
@@ -26,6 +29,8 @@ class ImportParameters(Parameters):
     """Directory or s3://BUCKET/PREFIX; default: `snapshots` in the home."""
     as_of: str = ""
     """The newest day at or before this one; default: the newest."""
+    processes: int = Field(default=0, ge=0)
+    """That write and check rows; 0: one per processor, and none for few rows or on HBase; 1: this one."""
 
 
 @workflow(
@@ -36,8 +41,10 @@ def snapshot(context: RunContext[SnapshotParameters]) -> Counts:
     """Take a snapshot."""
     from batch_workflows.parquet_snapshot import take_snapshot  # pyarrow takes its time and memory to import
 
-    objects = Objects(context.parameters.to or context.home.root / "snapshots")
-    day = take_snapshot(context, objects, context.parameters.day, context.parameters.documents)
+    chosen = context.parameters
+    objects = Objects(chosen.to or context.home.root / "snapshots")
+    with closing(chosen.open_engine()) if chosen.engine != "local" else nullcontext() as engine:
+        day = take_snapshot(context, objects, chosen.day, chosen.documents, chosen.processes, engine)
     return {"day": day.day, "to": str(objects.address), "rows": sum(table.rows for table in day.tables)}
 
 
@@ -52,6 +59,6 @@ def snapshot_import(context: RunContext[ImportParameters]) -> Counts:
 
     objects = Objects(context.parameters.source or context.home.root / "snapshots")
     day = read_day(objects, context.parameters.as_of if context.state is None else context.state["day"])
-    rows = import_day(context, objects, day)
+    rows = import_day(context, objects, day, context.parameters.processes)
     note = "documents reach serving with `workflow run base-index`, or `workflow run refresh` once the service is up"
     return {"day": day.day, "tables": {**rows}, "rows": sum(rows.values()), "note": note}

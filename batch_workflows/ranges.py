@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -28,6 +28,17 @@ _OTHER = -(1 << 63) - 1
 _MODULUS = 1 << 64
 _WHOLE = re.compile(r"-?[0-9]{1,19}")
 _encode = msgspec.msgpack.Encoder().encode
+
+
+def neighbours(rows: Iterable[str], size: int) -> Iterator[tuple[str, str]]:
+    """Cut rows in key order into (after, before), both exclusive; "" is the beginning, and the end."""
+    after = last = ""
+    for count, row in enumerate(rows):
+        if count and count % size == 0:
+            yield after, row
+            after = last
+        last = row
+    yield after, ""
 
 
 def checksum(row: str, values: Sequence[bytes]) -> tuple[int, int]:
@@ -77,6 +88,14 @@ class Sums:
         self._sums[number] = count + 1, (total + checked[0]) % _MODULUS
         self.rows += 1
         self.nbytes += checked[1]
+
+    def merge(self, other: Sums) -> None:
+        """Count all rows of another part of the same side."""
+        for number, (more, checked) in other._sums.items():
+            count, total = self._sums.get(number, (0, 0))
+            self._sums[number] = count + more, (total + checked) % _MODULUS
+        self.rows += other.rows
+        self.nbytes += other.nbytes
 
     def count(self, numbers: Iterable[int]) -> int:
         """Return how many rows some ranges have."""

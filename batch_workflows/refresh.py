@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -244,19 +243,32 @@ class Resynced:
     gone: int
 
 
-def resync(ads_db: AdsDb, catalog: Catalog, log: Log, repo: Repo) -> Resynced:
+def resync(
+    ads_db: AdsDb,
+    catalog: Catalog,
+    log: Log,
+    repo: Repo,
+    *,
+    check: Callable[[], None] = _nothing,
+    progress: Callable[[int], None] = lambda _looked: None,
+) -> Resynced:
     """Have every row of the ads DB read again, and every row that only the Repo has deleted, in the low lane.
 
     The Gateway looks at each when its turn comes: what is not in the ads DB then is sent as deleted. Safe to run twice
-    and to kill. Capture must be installed. Raises AdsDbUnavailable, SchemaMismatch, LogError, RepoError.
+    and to kill. Capture must be installed. `check` is called between pages and may raise; `progress` with the rows of
+    the Repo looked at. Raises AdsDbUnavailable, SchemaMismatch, LogError, RepoError.
     """
     rows = request_resync(ads_db, catalog, log)
-    gone, snapshot = 0, repo.snapshot()
+    gone = looked = 0
     for table in catalog.entity_tables():
-        stored = snapshot.scan(table.name, columns=[SOURCE_VERSION, DELETED])
-        alive = (source_key(table, row) for row, cells in stored if SOURCE_VERSION in cells and DELETED not in cells)
-        while keys := list(islice(alive, _BATCH)):
-            gone += request_missing(ads_db, catalog, log, table, keys)
+        after, columns = "", [SOURCE_VERSION, DELETED]
+        # Each page at its own snapshot: one for all of a large table would be too old before its end.
+        while page := list(repo.snapshot().scan(table.name, after=after, columns=columns, limit=_BATCH)):
+            check()
+            after, looked = page[-1][0], looked + len(page)
+            alive = [row for row, cells in page if SOURCE_VERSION in cells and DELETED not in cells]
+            gone += request_missing(ads_db, catalog, log, table, [source_key(table, row) for row in alive])
+            progress(looked)
     return Resynced(rows, gone)
 
 

@@ -94,17 +94,18 @@ class Selection:
             yield page
             after = page[-1]
 
-    def _chosen(self, repo: Repo, catalog: Catalog, table: str, page: Sequence[str]) -> Iterator[str]:
+    def _chosen(self, repo: Repo, catalog: Catalog, table: str, page: Sequence[str]) -> list[str]:
         tables = {table, *(condition.column.table for condition in self.conditions)}
         columns = {name: [c.column.cell for c in self.conditions if c.column.table == name] for name in tables}
         columns[table] += [SOURCE_VERSION, DELETED]
         found = repo.snapshot().get_many([(name, row) for row in page for name in tables], columns)
-        for row in page:
-            holds = DELETED not in found[table, row] and all(
-                condition.holds(found[condition.column.table, row]) for condition in self.conditions
-            )
-            if holds and _changed(repo, catalog, table, row, self.changed_since_us):
-                yield row
+        chosen = [
+            row
+            for row in page
+            if DELETED not in found[table, row]
+            and all(condition.holds(found[condition.column.table, row]) for condition in self.conditions)
+        ]
+        return _changed(repo, catalog, table, chosen, self.changed_since_us) if self.changed_since_us else chosen
 
 
 def selection_of(
@@ -215,16 +216,12 @@ def _since_us(text: str) -> int:
         return micros_of(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
-def _changed(repo: Repo, catalog: Catalog, table: str, row: str, since_us: int) -> bool:
-    """Return whether an update or signal of the row was stored since a time, in microseconds since the epoch."""
-    if not since_us:
-        return True
+def _changed(repo: Repo, catalog: Catalog, table: str, rows: Sequence[str], since_us: int) -> list[str]:
+    """Return those rows of which an update or signal was stored since a time, in microseconds since the epoch."""
     signals = {c.signal for c in catalog.tables[table].columns.values() if c.signal}
-    for cell in (SOURCE_VERSION, *(signal_version_cell(signal) for signal in sorted(signals))):
-        versions = repo.history(table, row, cell).get(cell, [])
-        if versions and versions[0].committed_at_us >= since_us:
-            return True
-    return False
+    cells = [SOURCE_VERSION, *(signal_version_cell(signal) for signal in sorted(signals))]
+    changed = repo.changed_since([(table, row) for row in rows], {table: cells}, since_us)
+    return [row for row in rows if (table, row) in changed]
 
 
 def rows_below(snapshot: Snapshot, catalog: Catalog, table: str, row: str, wanted: str) -> Iterator[str]:

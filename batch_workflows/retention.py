@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from batch_workflows.base_store import Kept, kept_by
 from manas import list_bases, prune_bases
 from messaging import EmbeddedLog, Log, OutRecord
 from messaging.dead_letters import parse
@@ -15,8 +16,6 @@ from messaging.home import Home
 from messaging.proto import adsindex_pb2 as pb
 from messaging.topics import BUDGETS, CHANGE_FEED, DEAD_LETTERS, DELTAS, PARTITIONS, REPO_FEED
 
-BASES_KEPT = 3
-"""The one in service, the one to roll back to, and one more in case that one is bad as well."""
 RECORDS_KEPT = 10_000
 """Records per partition kept behind the slowest group, so that somebody can look at what went through lately."""
 COMPACT_FROM = 10_000
@@ -37,8 +36,13 @@ class Trimmed:
 
 
 def apply_retention(home: Home, log: Log) -> Trimmed:
-    """Trim the embedded log and old bases; safe to run at any time beside everything else, and to be killed."""
-    trimmed = Trimmed(bases=prune_bases(home.base, BASES_KEPT))
+    """Trim the embedded log and old bases; safe to run at any time beside everything else, and to be killed.
+
+    As many bases stay as the last build was asked to keep, or BASES_KEPT; where they are published elsewhere, the
+    deltas of those there stay too.
+    """
+    kept = kept_by(home)
+    trimmed = Trimmed(bases=prune_bases(home.base, kept.keep))
     if not isinstance(log, EmbeddedLog):
         return trimmed  # brokers keep what the topics' settings say
     groups: dict[str, list[str]] = {}
@@ -49,7 +53,7 @@ def apply_retention(home: Home, log: Log) -> Trimmed:
             done = [log.committed(group, topic) for group in groups[topic]]
             floor = {p: min(d.get(p, 0) for d in done) - RECORDS_KEPT for p in log.end_offsets(topic)}
             _trim(log, topic, floor, trimmed)
-    _trim(log, DELTAS, _delta_floor(home, log), trimmed)
+    _trim(log, DELTAS, _delta_floor(home, log, kept), trimmed)
     _compact_budgets(log, trimmed)
     return trimmed
 
@@ -61,12 +65,14 @@ def _trim(log: Log, topic: str, floor: dict[int, int], trimmed: Trimmed) -> None
             trimmed.records[topic] = trimmed.records.get(topic, 0) + log.trim(topic, partition, offset)
 
 
-def _delta_floor(home: Home, log: Log) -> dict[int, int]:
+def _delta_floor(home: Home, log: Log, kept: Kept) -> dict[int, int]:
     """Return the first offset still needed per partition: by every base kept, and by a server that is behind."""
     manifests = [base.manifest for base in list_bases(home.base)]
-    if not manifests:
+    if not manifests and kept.floor is None:
         return {}
     served = [log.committed(group, DELTAS) for group in _serving_groups(log)]
+    if kept.floor is not None:
+        served.append(kept.floor)
     return {
         partition: min(
             *(positions.get(partition, 0) for positions in served),

@@ -105,8 +105,8 @@ def parse_parameters(text: str) -> dict[str, Any]:
         raise BadParameters(f"the parameters have {len(text)} characters, at most {MAX_JSON} are allowed")
     try:
         value = json.loads(text)
-    except ValueError as error:
-        raise BadParameters(f"the parameters are no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadParameters(f"the parameters are no JSON that can be read: {error}") from error
     if not isinstance(value, dict):
         raise BadParameters("the parameters must be one JSON object")
     return value
@@ -114,10 +114,10 @@ def parse_parameters(text: str) -> dict[str, Any]:
 
 def parse_policy(on_error: str, max_failures: int | None) -> Policy | None:
     """Return the policy that was asked for, None for the workflow's own. Raises BadParameters."""
-    if not on_error and not max_failures:
+    if not on_error and max_failures is None:
         return None
     given: dict[str, Any] = {"on_error": on_error or "continue"}
-    if max_failures:
+    if max_failures is not None:
         given["max_failures"] = max_failures
     try:
         return Policy.model_validate(given)
@@ -143,7 +143,7 @@ def _request(asked: pb.WorkflowRequest) -> RunRequest:
     return RunRequest(
         workflow=asked.workflow,
         parameters=parse_parameters(asked.parameters_json),
-        policy=parse_policy(asked.on_error, asked.max_failures),
+        policy=parse_policy(asked.on_error, asked.max_failures or None),
         who=asked.who,
         why=asked.why,
         trigger="rpc",

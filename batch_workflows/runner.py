@@ -101,6 +101,8 @@ class RunContext(Generic[P]):
     stop: threading.Event = field(default_factory=threading.Event)
     """Set when the process is to end."""
     code_version: str = ""
+    last: RunRecord | None = None
+    """The last run of the workflow with the same parameters that succeeded."""
     on_progress: Callable[[Progress], None] | None = None
     counts: dict[str, JsonValue] = field(default_factory=dict)
     """Stored with the run also when it fails; a workflow may write into it as it goes, what it returns is added."""
@@ -157,9 +159,21 @@ class RunContext(Generic[P]):
         """Make a transaction conflict if another process takes the lease before it commits. Raises LeaseLost."""
         self.lease.fence(transaction)
 
-    def progress(self, done: int, total: int | None = None, unit: str = "documents") -> None:
-        """Say how far the run is, as often as you like; rate and time left are worked out from it."""
-        shown = self._pace.at(done, total, unit)
+    def progress(self, done: int, total: int | None = None, unit: str = "documents", *, about: int = 0) -> None:
+        """Say how far the run is, as often as you like; rate and time left are worked out from it.
+
+        Where nobody can know a total without reading everything, `about` so many are expected; by default as many as
+        the last run with the same parameters that succeeded came to.
+        """
+        if total is None:
+            before = None if self.last is None else self.last.progress
+            about = about or (before.done if before is not None and before.unit == unit else 0)
+            if 0 < done <= about:
+                shown = self._pace.at(done, about, unit).model_copy(update={"about": True})
+            else:
+                shown = self._pace.at(done, None, unit)
+        else:
+            shown = self._pace.at(done, total, unit)
         self.lease.show(shown)
         if self.on_progress is not None:
             self.on_progress(shown)
@@ -238,6 +252,11 @@ class Workflow:
     def lease(self) -> str:
         """Name of its lease."""
         return self.lock or self.name
+
+    def check_resumable(self) -> None:
+        """Return if runs can be gone on with. Raises BadParameters."""
+        if not self.resumable:
+            raise BadParameters(f"{self.name} keeps no checkpoints, so there is nothing to resume; run it anew")
 
     def check(self, parameters: Mapping[str, Any]) -> Parameters:
         """Return the parameters as the workflow takes them. Raises BadParameters naming each that it does not."""

@@ -7,14 +7,15 @@ that lost it, and beginning or resuming one is a single transaction, so a crash 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import structlog
 
 from batch_workflows._clocks import this_process, wall_us
 from batch_workflows._exceptions import BadRunRecord, RunBusy, UnknownRun
-from batch_workflows._runs_model import ENDED, Attempt, Outcome, Policy, RunRecord, RunRequest
+from batch_workflows._runs_model import MAX_TEXT, Attempt, Outcome, Policy, RunRecord, RunRequest
+from batch_workflows._runs_view import GONE, RUN_CELLS, parsed, shown, with_live
 from batch_workflows.leases import (
     BEAT,
     CANCEL,
@@ -41,30 +42,30 @@ from storage_repo import Conflict, Repo, Row, Snapshot, SnapshotTooOld, Transact
 __all__ = ["Outcome", "RunRecord", "RunRequest", "RunStore"]
 
 RECORDS_KEPT = 100
-"""Of a workflow: four days of an hourly one, three months of a daily one."""
+"""Of a workflow: four days of an hourly one, three months of a daily one. The last that succeeded stays besides."""
 REQUEST = "meta:request"
 _ATTEMPTS = 20
 _ALL = 1_000_000
-_SHOWN_GONE = 4
-"""A run of another machine that was silent for so many times TTL_S is shown as interrupted. Nothing else is decided by
-it: who goes on with the run watches the lease first."""
-_RUN_CELLS = (RECORD, LIVE, CANCEL, CHECKPOINT)
-GONE = "its process ended without saying so (killed, or its machine is away)"
 
 
 class RunStore:
     """Runs of one installation. Holds no state but the Repo; safe for threads as the Repo is."""
 
     def __init__(self, repo: Repo, *, ttl_s: float = TTL_S) -> None:
-        self.repo, self._ttl = repo, ttl_s
+        self.repo, self.ttl_s = repo, ttl_s
 
-    def submit(self, request: RunRequest, lease: str) -> None:
-        """Put a run in the queue, from which the `workflows` stage takes it.
+    def submit(
+        self, request: RunRequest, lease: str, only_if: Callable[[Transaction], bool] = lambda _transaction: True
+    ) -> bool:
+        """Put a run in the queue, from which the `workflows` stage takes it; return whether it is there.
 
+        `only_if` is asked last and may write, which becomes visible with the request or not at all.
         Raises RunBusy when one of the workflow waits there already, or one with the same lease runs.
         """
+        there = False
 
         def write(transaction: Transaction) -> None:
+            nonlocal there
             row = f"queue/{request.workflow}"
             if cells := transaction.get(WORKFLOW_TABLE, row, [REQUEST]):
                 waiting = RunRequest.of_cell(row, cells[REQUEST])
@@ -72,9 +73,57 @@ class RunStore:
             held = read_lease(transaction, lease)
             if not held.free and self._fresh(held):
                 raise RunBusy(self._busy(transaction, held))
-            transaction.put(WORKFLOW_TABLE, row, REQUEST, request.to_cell())
+            there = only_if(transaction)
+            if there:
+                transaction.put(WORKFLOW_TABLE, row, REQUEST, request.to_cell())
 
         self._commit(write)
+        return there
+
+    def refuse(self, request: RunRequest, why: str, code_version: str = "") -> None:
+        """Take a request that cannot be met out of the queue and record why; nothing if it waits there no more.
+
+        Raises RepoError.
+        """
+        self._drop(request.workflow, Outcome.REFUSED, error=why[:MAX_TEXT], only=request, code_version=code_version)
+
+    def _drop(
+        self, workflow: str, outcome: Outcome, *, only: RunRequest | None = None, **fields: str
+    ) -> RunRecord | None:
+        """End a run that waits (or only that one) before it began; return its record, None if none waits."""
+        ended: RunRecord | None = None
+
+        def write(transaction: Transaction) -> None:
+            nonlocal ended
+            ended, row = None, f"queue/{workflow}"
+            cell = transaction.get(WORKFLOW_TABLE, row, [REQUEST]).get(REQUEST)
+            waiting = None if cell is None else RunRequest.of_cell(row, cell)
+            if waiting is None or only not in (None, waiting):
+                return
+            records, now = {run.number: run for run in self._records(transaction, workflow)}, wall_us()
+            ended = RunRecord(
+                workflow=workflow,
+                number=max(records, default=0) + 1,
+                request=waiting.model_copy(update={"at_us": now}),
+                outcome=outcome,
+                ended_us=now,
+            ).model_copy(update=fields)
+            transaction.delete(WORKFLOW_TABLE, row, REQUEST)
+            transaction.put(WORKFLOW_TABLE, run_row(workflow, ended.number), RECORD, ended.to_cell())
+            self._forget_old(transaction, workflow, records)
+
+        self._commit(write)
+        return ended
+
+    def resumed(self, request: RunRequest) -> RunRecord:
+        """Return the run that a request to go on with one means. Raises UnknownRun when there is none to go on with."""
+        return self._to_resume(request, {run.number: run for run in self.runs(request.workflow, _ALL) if run.number})
+
+    def holder(self, record: RunRecord, lease: str) -> Held | None:
+        """Return the lease of a run as it is read now, None if the run has it no more, or its process is gone."""
+        held = read_lease(self.repo.snapshot(), lease)
+        mine = (held.fence.workflow, held.fence.number) == (record.workflow, record.number)
+        return held if mine and not held.free else None
 
     def queued(self) -> list[RunRequest]:
         """Return the runs that wait, at most one of a workflow. What does not parse is logged and waits for ever."""
@@ -135,7 +184,7 @@ class RunStore:
             if not (alone or held.free or held == seen):
                 if self._fresh(held):
                     raise RunBusy(self._busy(self.repo.snapshot(), held))
-                if not silent(self.repo, lease, held, wait, self._ttl):
+                if not silent(self.repo, lease, held, wait, self.ttl_s):
                     raise RunBusy(self._busy(self.repo.snapshot(), read_lease(self.repo.snapshot(), lease)))
                 seen = held
             taken = self._try_take(request, lease, held, policy, code_version, queued)
@@ -148,7 +197,7 @@ class RunStore:
         row, fence = run_row(record.workflow, record.number), lease.fence_cell
 
         def write(transaction: Transaction) -> None:
-            cells = transaction.get(WORKFLOW_TABLE, row, [*_RUN_CELLS])
+            cells = transaction.get(WORKFLOW_TABLE, row, [*RUN_CELLS])
             transaction.put(WORKFLOW_TABLE, row, RECORD, record.to_cell())
             for cell in (LIVE, *(() if keep_checkpoint else (CHECKPOINT,))):
                 if cell in cells:
@@ -162,7 +211,7 @@ class RunStore:
         as a failed run, so that one bad row does not hide the others."""
         snapshot = self.repo.snapshot()
         prefix = "run/" if workflow is None else f"run/{workflow}/"
-        found = [self._shown(snapshot, row, cells) for row, cells in self._rows(snapshot, prefix)]
+        found = [shown(snapshot, row, cells, self.ttl_s) for row, cells in self._rows(snapshot, prefix)]
         if workflow is None:
             found.sort(key=lambda record: (record.started_us, record.number), reverse=True)
         else:  # in the order in which they began, whatever a clock said then
@@ -193,14 +242,14 @@ class RunStore:
         Raises UnknownRun when it does not run.
         """
         workflow = run_id.removesuffix("-0")
-        if self.unqueue(workflow):
-            return RunRecord(
-                workflow=workflow, number=0, request=RunRequest(workflow=workflow), outcome=Outcome.CANCELLED
-            )
+        said = f"by {who}{f': {why}' if why else ''}"
+        waited = self._drop(workflow, Outcome.CANCELLED, cancel=said)
+        if waited is not None:
+            return waited
         record = self.get(run_id)
         if record.outcome is not Outcome.RUNNING:
             raise UnknownRun(f"{run_id} does not run: it was {record.outcome.value}")
-        text = f"by {who}{f': {why}' if why else ''}".encode()[:1_000]
+        text = said.encode()[:1_000]
         row = run_row(record.workflow, record.number)
         self._commit(lambda transaction: transaction.put(WORKFLOW_TABLE, row, CANCEL, text))
         return record
@@ -208,6 +257,11 @@ class RunStore:
     def last(self, workflow: str, outcome: Outcome = Outcome.SUCCEEDED) -> RunRecord | None:
         """Return the newest run of a workflow that ended so."""
         return next((record for record in self.runs(workflow, RECORDS_KEPT) if record.outcome is outcome), None)
+
+    def like(self, record: RunRecord) -> RunRecord | None:
+        """Return the newest run of the same workflow with the same parameters that succeeded."""
+        done = (run for run in self.runs(record.workflow, _ALL) if run.outcome is Outcome.SUCCEEDED)
+        return next((run for run in done if run.request.parameters == record.request.parameters), None)
 
     def _try_take(
         self, request: RunRequest, lease: str, seen: Held, policy: Policy, code_version: str, queued: bool
@@ -263,7 +317,7 @@ class RunStore:
             transaction.commit()
         except (Conflict, SnapshotTooOld):
             return None
-        return record, Lease(self.repo, lease, fence, ttl_s=self._ttl), state, live
+        return record, Lease(self.repo, lease, fence, ttl_s=self.ttl_s), state, live
 
     def _to_resume(self, request: RunRequest, records: dict[int, RunRecord]) -> RunRecord:
         if request.resume:
@@ -271,7 +325,8 @@ class RunStore:
             if chosen is None:
                 raise UnknownRun(f"there is no run {request.workflow}-{request.resume}")
         else:
-            chosen = next((records[n] for n in sorted(records, reverse=True) if records[n].outcome != "refused"), None)
+            begun = [n for n, run in records.items() if run.outcome is not Outcome.REFUSED and run.attempts]
+            chosen = records[max(begun)] if begun else None
         # A record that still says running is of the holder whose lease is being taken: it is interrupted.
         if chosen is None or not (chosen.resumable or chosen.outcome is Outcome.RUNNING):
             what = f"{chosen.id} {chosen.outcome.value}" if chosen else "it never ran"
@@ -283,67 +338,40 @@ class RunStore:
         if fence.number == 0 or (fence.workflow, fence.number) == (taken.workflow, taken.number):
             return
         row = run_row(fence.workflow, fence.number)
-        cells = transaction.get(WORKFLOW_TABLE, row, [*_RUN_CELLS])
+        cells = transaction.get(WORKFLOW_TABLE, row, [*RUN_CELLS])
         if RECORD in cells:
-            ended = _with_live(RunRecord.of_cell(row, cells[RECORD]), row, cells)
+            ended = with_live(RunRecord.of_cell(row, cells[RECORD]), row, cells)
             ended = ended.model_copy(update={"outcome": Outcome.INTERRUPTED, "error": GONE, "ended_us": wall_us()})
             transaction.put(WORKFLOW_TABLE, row, RECORD, ended.to_cell())
 
     def _forget_old(self, transaction: Transaction, workflow: str, records: dict[int, RunRecord]) -> None:
-        for number in sorted(records)[:-RECORDS_KEPT]:
+        succeeded = max((n for n, run in records.items() if run.outcome is Outcome.SUCCEEDED), default=0)
+        for number in sorted(records.keys() - {succeeded})[:-RECORDS_KEPT]:
             row = run_row(workflow, number)
-            for cell in transaction.get(WORKFLOW_TABLE, row, [*_RUN_CELLS]):
+            for cell in transaction.get(WORKFLOW_TABLE, row, [*RUN_CELLS]):
                 transaction.delete(WORKFLOW_TABLE, row, cell)
 
     def _records(self, snapshot: Snapshot, workflow: str) -> Iterator[RunRecord]:
         for row, cells in self._rows(snapshot, f"run/{workflow}/"):
-            yield self._parsed(row, cells)
+            yield parsed(row, cells)
 
     def _rows(self, snapshot: Snapshot, prefix: str) -> Iterator[tuple[str, Row]]:
-        return snapshot.scan(WORKFLOW_TABLE, prefix=prefix, columns=[*_RUN_CELLS])
+        return snapshot.scan(WORKFLOW_TABLE, prefix=prefix, columns=[*RUN_CELLS])
 
     def _get(self, snapshot: Snapshot, run_id: str) -> RunRecord:
         workflow, _, number = run_id.rpartition("-")
         row = run_row(workflow, int(number)) if workflow and number.isdecimal() and len(number) <= 12 else ""
-        cells = snapshot.get(WORKFLOW_TABLE, row, [*_RUN_CELLS]) if row else {}
+        cells = snapshot.get(WORKFLOW_TABLE, row, [*RUN_CELLS]) if row else {}
         if RECORD not in cells:
             raise UnknownRun(f"there is no run {run_id[:100]!r}; `workflow list` shows them")
-        return self._shown(snapshot, row, cells)
-
-    def _parsed(self, row: str, cells: Row) -> RunRecord:
-        try:
-            return RunRecord.of_cell(f"{WORKFLOW_TABLE}/{row}", cells.get(RECORD, b""))
-        except BadRunRecord as error:
-            _, workflow, number = row.split("/")
-            request = RunRequest(workflow=workflow)
-            return RunRecord(
-                workflow=workflow, number=int(number), request=request, outcome=Outcome.FAILED, error=str(error)
-            )
-
-    def _shown(self, snapshot: Snapshot, row: str, cells: Row) -> RunRecord:
-        """Return a record as it stands: with live progress, and as interrupted if its process is gone."""
-        record = self._parsed(row, cells)
-        record = record.model_copy(update={"has_checkpoint": CHECKPOINT in cells})
-        if record.outcome in ENDED:
-            return record
-        record = _with_live(record, row, cells)
-        token = record.attempts[-1].token if record.attempts else 0
-        leases = snapshot.scan(WORKFLOW_TABLE, prefix="lease/", columns=[FENCE, BEAT])
-        for name, found in leases:
-            held = Held(Fence.of_cell(name, found.get(FENCE, b"{}")), Beat.of_cell(name, found.get(BEAT, b"{}")))
-            if (held.fence.workflow, held.fence.number, held.fence.token) == (record.workflow, record.number, token):
-                silent_s = (wall_us() - held.beat.at_us) / 1e6
-                if held.free or silent_s > _SHOWN_GONE * self._ttl:
-                    break
-                return record
-        return record.model_copy(update={"outcome": Outcome.INTERRUPTED, "error": GONE})
+        return shown(snapshot, row, cells, self.ttl_s)
 
     def _fresh(self, held: Held) -> bool:
         """Return whether the last sign of life looks recent: then it is not worth waiting for the holder's end.
 
         By the machines' clocks, so only a hint: who is not believed is watched.
         """
-        return 0 <= wall_us() - held.beat.at_us <= self._ttl * 1e6
+        return 0 <= wall_us() - held.beat.at_us <= self.ttl_s * 1e6
 
     def _busy(self, snapshot: Snapshot, held: Held) -> str:
         fence = held.fence
@@ -370,17 +398,3 @@ class RunStore:
                     raise
             finally:
                 transaction.abort()
-
-
-def _with_live(record: RunRecord, row: str, cells: Row) -> RunRecord:
-    if LIVE not in cells:
-        return record.model_copy(update={"cancel": cells.get(CANCEL, b"").decode()})
-    live = Live.of_cell(row, cells[LIVE])
-    return record.model_copy(
-        update={
-            "progress": live.progress,
-            "failures": live.failures,
-            "counts": live.counts,
-            "cancel": cells.get(CANCEL, b"").decode(),
-        }
-    )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 
 from batch_workflows._clocks import elapsed_s, wall_us
-from batch_workflows._exceptions import BatchError, RunBusy
+from batch_workflows._exceptions import BadRunRecord, BatchError, RunBusy, UnknownWorkflow
 from batch_workflows._runs_model import Outcome, RunRecord, RunRequest
+from batch_workflows.leases import Held
 from batch_workflows.runner import all_workflows, find_workflow
 from batch_workflows.runs import RunStore
 from batch_workflows.schedules import Schedule, ScheduleStore
+from manas.bases import begun_us, current_base, is_version
 from messaging.metrics import StageMetrics
 from storage_repo import Repo
 
@@ -44,9 +47,15 @@ class Scheduler:
     spawn: Spawn
     metrics: StageMetrics | None = None
     wall: Callable[[], int] = wall_us
+    base_dir: Path | None = None
+    """The home's bases, of which the one in service is measured."""
     _children: dict[str, _Child] = field(default_factory=dict)
     _not_before_s: dict[str, float] = field(default_factory=dict)
     _surveyed_s: float = float("-inf")
+    _unsynced: set[str] = field(default_factory=set)
+    """Kinds that were ever measured."""
+    _watched: dict[str, tuple[Held, float]] = field(default_factory=dict)
+    """Run that looks interrupted -> its lease as it was first seen, and when."""
 
     def tick(self) -> None:
         """Reap, look through schedules, interrupted runs and the queue. Raises RepoError."""
@@ -94,19 +103,29 @@ class Scheduler:
             self.metrics.gauge(f"workflow_last_failed_items:{name}", done[0].failed)
             unsynced = done[0].counts.get("unsynced")
             if isinstance(unsynced, dict):
-                for kind, count in unsynced.items():
+                self._unsynced |= unsynced.keys()
+                for kind in self._unsynced:  # also those of which the last sync found none
+                    count = unsynced.get(kind, 0)
                     if isinstance(count, int | float):
                         self.metrics.gauge(f"unsynced:{kind}", count)
-        if bases := newest.get("base-index"):
-            # What the base lacks was committed after the run that built it began.
-            self.metrics.gauge("base_staleness_s", max(0, now - bases[0].started_us) / 1e6)
-            self._measure_base(bases)
+        self._measure_base(newest.get("base-index", []), now)
         running = {record.workflow for record in records if record.outcome is Outcome.RUNNING}
         for name in {record.workflow for record in records}:
             self.metrics.gauge(f"workflow_running:{name}", float(name in running))
 
-    def _measure_base(self, bases: list[RunRecord]) -> None:
+    def _measure_base(self, bases: list[RunRecord], now: int) -> None:
+        """Measure the base that is in service here, whether it was built last or rolled back to."""
         assert self.metrics is not None
+        current = None if self.base_dir is None else current_base(self.base_dir)
+        if current is not None and is_version(current):
+            # What it lacks was committed after it was begun.
+            self.metrics.gauge("base_staleness_s", max(0, now - begun_us(current)) / 1e6)
+            built = [record.counts.get("base_version") for record in bases]
+            bases = bases[built.index(current) :] if current in built else bases
+        elif bases:
+            self.metrics.gauge("base_staleness_s", max(0, now - bases[0].started_us) / 1e6)
+        if not bases:
+            return
         coverage = bases[0].counts.get("coverage")
         if isinstance(coverage, dict):
             for name, share in coverage.items():
@@ -141,12 +160,14 @@ class Scheduler:
             last = next(iter(runs.runs(schedule.workflow, 1)), None)
             if workflow.resumable and last is not None and _goes_on(last, request):
                 request = request.model_copy(update={"resume": last.number})
-            runs.submit(request, workflow.lease)
+            # In one step with the mark: killed in between, a due time would lead to two runs, or to none.
+            mine = runs.submit(request, workflow.lease, lambda at: schedules.mark(at, schedule, due))
         except RunBusy:
             return  # all that become due until it ends are one run then
         except BatchError as error:  # a workflow that this release does not have, a row that does not parse
             self._failed(schedule.workflow, error)
-        if schedules.done(schedule, due):
+            mine = schedules.done(schedule, due)
+        if mine:
             structlog.get_logger().info("workflow_due", workflow=schedule.workflow, due_us=due, resume=request.resume)
 
     def _resume_interrupted(self, runs: RunStore) -> None:
@@ -157,11 +178,27 @@ class Scheduler:
                 trigger="restart", resume=record.number, at_us=self.wall(),
             )  # fmt: skip
             try:
-                runs.submit(request, find_workflow(record.workflow).lease)
+                lease = find_workflow(record.workflow).lease
+                if self._lives(runs, record, lease):
+                    continue
+                runs.submit(request, lease)
             except RunBusy:
                 continue
             except BatchError as error:
                 self._failed(record.workflow, error)
+
+    def _lives(self, runs: RunStore, record: RunRecord, lease: str) -> bool:
+        """Return whether a run that looks interrupted may still be at work: its process is not gone, and has not been
+        watched without a sign of life for as long as the lease lasts. By the wall clock alone nothing is decided."""
+        held = runs.holder(record, lease)
+        if held is None:
+            self._watched.pop(record.id, None)
+            return False
+        seen, since_s = self._watched.get(record.id, (None, 0.0))
+        if seen != held:
+            self._watched[record.id] = held, elapsed_s()
+            return True
+        return elapsed_s() - since_s < runs.ttl_s
 
     def _start(self, runs: RunStore, request: RunRequest) -> None:
         name = request.workflow
@@ -169,11 +206,15 @@ class Scheduler:
             return
         try:
             lease = find_workflow(name).lease
-        except BatchError as error:
+        except UnknownWorkflow as error:
             runs.unqueue(name)
             self._failed(name, error)
             return
-        if runs.busy(lease):
+        try:
+            if runs.busy(lease):
+                return
+        except BadRunRecord as error:  # the others go on; this one waits until somebody has mended its lease
+            self._failed(name, error)
             return
         self._not_before_s[name] = elapsed_s() + SPAWN_AGAIN_S
         self._children[name] = _Child(self.spawn(name), elapsed_s())
@@ -188,13 +229,15 @@ class Scheduler:
 def to_resume(runs: RunStore) -> list[RunRecord]:
     """Return the service's own runs that were interrupted and are to go on; what a person began, a person resumes.
 
-    Only those that keep checkpoints: of others nobody knows how far they got, and a second roll-back is one too many.
+    One that a person had cancelled before it was killed does not. Only those that keep checkpoints: of others nobody
+    knows how far they got, and a second roll-back is one too many.
     """
     workflows = all_workflows()
     return [
         record
         for name, record in runs.latest().items()
         if record.outcome is Outcome.INTERRUPTED
+        and not record.cancel
         and record.request.trigger != "command"
         and len(record.attempts) < RESUMED
         and name in workflows

@@ -186,19 +186,26 @@ class ScheduleStore:
         return due if due > done else 0
 
     def done(self, schedule: Schedule, due_us: int) -> bool:
-        """Remember that a due time has led to a run; return whether nobody else did so before."""
-        row, mine = _row(schedule.workflow), False
+        """Remember that a due time has led to no run that could begin; return whether nobody else did so before."""
+        mine = False
 
         def write(transaction: Transaction) -> None:
             nonlocal mine
-            cells = transaction.get(WORKFLOW_TABLE, row, [_SCHEDULE])
-            same = _SCHEDULE in cells and cells[_SCHEDULE] == schedule.to_cell()
-            mine = same and self._done(transaction, schedule.workflow) != due_us
-            if mine:
-                transaction.put(WORKFLOW_TABLE, row, _DUE, str(due_us).encode())
+            mine = self.mark(transaction, schedule, due_us)
 
         self._commit(write)
         return mine
+
+    def mark(self, transaction: Transaction, schedule: Schedule, due_us: int) -> bool:
+        """Remember within a transaction that a due time has led to a run; return whether nobody else did so before,
+        and the schedule still is the same."""
+        row = _row(schedule.workflow)
+        cells = transaction.get(WORKFLOW_TABLE, row, [_SCHEDULE])
+        same = _SCHEDULE in cells and cells[_SCHEDULE] == schedule.to_cell()
+        if not same or self._done(transaction, schedule.workflow) == due_us:
+            return False
+        transaction.put(WORKFLOW_TABLE, row, _DUE, str(due_us).encode())
+        return True
 
     def _done(self, snapshot: Snapshot, workflow: str) -> int:
         cell = snapshot.get(WORKFLOW_TABLE, _row(workflow), [_DUE]).get(_DUE, b"0")

@@ -20,7 +20,7 @@ AWAY_SECONDS = 5.0
 def run(context: StageContext, repo: Repo, spawn: Spawn) -> None:
     """Look for work until told to stop, and answer the RPC. While the Repo is away nothing is started; it says so."""
     server, port = serve(repo)
-    scheduler = Scheduler(repo, spawn, context.metrics)
+    scheduler = Scheduler(repo, spawn, context.metrics, base_dir=context.home.base)
     context.ready(port)
     wait = 0.0
     try:

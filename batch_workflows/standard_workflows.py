@@ -13,7 +13,10 @@ from storage_repo.embedded import EmbeddedRepo
 @workflow("resync", "read every row of the ads DB again, and delete what it lacks, at low priority", NoParameters)
 def resync_rows(context: RunContext[NoParameters]) -> Counts:
     """Ask for all rows to be read again."""
-    done = resync(context.ads_db, context.catalog, context.log, context.repo)
+    done = resync(
+        context.ads_db, context.catalog, context.log, context.repo,
+        check=context.check, progress=lambda looked: context.progress(looked, unit="rows"),
+    )  # fmt: skip
     return {"rows": done.rows, "gone": done.gone}
 
 

@@ -17,11 +17,12 @@ import structlog
 from pydantic import Field, JsonValue, field_validator
 
 from argus.core import Sources
+from batch_workflows._engine_choice import EngineChoice
 from batch_workflows._exceptions import SyncIncomplete, UnknownSelection
 from batch_workflows._sync_common import Part, Sync
 from batch_workflows.base_index import open_embedded_repo
-from batch_workflows.engines import Engine, open_engine
-from batch_workflows.runner import Counts, Parameters, RunContext, workflow
+from batch_workflows.engines import Engine, InlineEngine
+from batch_workflows.runner import Counts, RunContext, workflow
 from batch_workflows.sync_ads import AdsSync
 from batch_workflows.sync_documents import DocumentSync, ServedSync
 from batch_workflows.sync_index import IndexSync
@@ -47,8 +48,8 @@ _TOTALS = (
 _log = structlog.get_logger()
 
 
-class SyncParameters(Parameters):
-    """What to compare; all of it by default."""
+class SyncParameters(EngineChoice):
+    """What to compare; all of it by default. The engine runs the handlers over large tables."""
 
     parts: tuple[PartName, ...] = ORDER
     tables: tuple[str, ...] = ()
@@ -59,9 +60,6 @@ class SyncParameters(Parameters):
     """How long nothing may move in the pipeline before it counts as down."""
     range_rows: int = Field(default=0, ge=0)
     """Rows per checksum; 0: as the table's size allows."""
-
-    processes: int = Field(default=0, ge=0)
-    """That run handlers over large tables; 0: one per processor, 1: this one."""
 
     @field_validator("tables", "parts", mode="before")
     @classmethod
@@ -151,7 +149,7 @@ def counts_of(parts: dict[str, Part], before: Mapping[str, Any] | None = None) -
           resumable=True)  # fmt: skip
 def run_sync(context: RunContext[SyncParameters]) -> Counts:
     """Compare and repair everything. Raises SyncIncomplete where what is in flight did not arrive."""
-    with closing(open_engine("local", processes=context.parameters.processes)) as engine:
+    with closing(context.parameters.open_engine()) as engine, context.repo.bulk_read():
         return _run(context, engine)
 
 
@@ -159,7 +157,7 @@ def _run(context: RunContext[SyncParameters], engine: Engine) -> Counts:
     parameters = context.parameters
 
     def pause(seconds: float) -> None:
-        context.check()
+        sync.check()  # also renews the pin of the snapshot that is in use
         _sleep(seconds)
 
     sync = Sync(
@@ -174,7 +172,7 @@ def _run(context: RunContext[SyncParameters], engine: Engine) -> Counts:
         failed=context.failed,
         progress=lambda done: context.progress(done, unit="rows"),
         begin=context.begin,
-        engine=engine if engine.parallel > 1 else None,
+        engine=None if isinstance(engine, InlineEngine) else engine,
         open_repo=context.opened.open_repo or partial(open_embedded_repo, context.home, context.catalog),
     )
     wanted = lost_rows.pending(context.log)

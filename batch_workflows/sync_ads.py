@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
 from batch_workflows._sync_common import BATCH, LOOKS, Part, Sync, chunks
+from batch_workflows._sync_sums import sum_table
 from batch_workflows.ranges import PAGE, Ranges, Sums, checksum
 from batch_workflows.refresh import source_key
 from catalog import LaneName, Table, ValueType
@@ -92,6 +94,12 @@ class Layout:
         return (collected or 0), 0
 
 
+def add_row(layout: Layout, sums: Sums, row: str, cells: Row) -> None:
+    """Add the checksum of a row that the Repo has."""
+    if (checked := layout.of_row(row, cells))[0]:
+        sums.add(row, checked)
+
+
 class AdsSync:
     """Compares and repairs one entity table after the other."""
 
@@ -123,12 +131,11 @@ class AdsSync:
 
     def _compare(self, table: Table, snapshot: Snapshot, part: Part) -> tuple[frozenset[int], Sums]:
         ranges, layout = self._ranges(table), Layout(table)
-        stored, source = Sums(ranges), Sums(ranges)
-        for count, (row, cells) in enumerate(snapshot.scan(table.name, columns=layout.read)):
-            if (checked := layout.of_row(row, cells))[0]:
-                stored.add(row, checked)
-            if count % PAGE == 0:
-                self._sync.check()
+        source = Sums(ranges)
+        stored = sum_table(
+            self._sync, snapshot, table.name, layout.read, ranges, partial(add_row, layout),
+            key_cell=SOURCE_VERSION, step=lambda _: self._sync.check(),
+        )  # fmt: skip
         for page in self._pages(table):
             for entity in page:
                 source.add(entity.row, layout.of_entity(entity))

@@ -8,7 +8,7 @@ way counts. It is repaired by a notification in the low lane.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -85,7 +85,7 @@ class DocumentSync:
             self._sync.step(looked.rows)
 
     def _looks(self, snapshot: Snapshot, root: str) -> Iterator[Looked]:
-        """Look at all rows: by a pool of processes, or here where there are few or the sync has no pool."""
+        """Look at all rows: by the sync's engine, or here where there are few or it has none."""
         ranges = ranges_of(rows_of(snapshot, self._registry, root))
         first, second = next(ranges), next(ranges, None)
         if self._sync.engine is None or self._sync.open_repo is None or second is None:
@@ -94,9 +94,9 @@ class DocumentSync:
             return
         job = LookJob(
             self._sync.open_repo, partial(open_sources, self._sync.home), self._sync.catalog, snapshot.ts, root,
-            dict(paused_handlers(self._switches)),
+            dict(paused_handlers(self._switches)), self._sync.home.root,
         )  # fmt: skip
-        yield from self._sync.engine.map(partial(look_range, job), chain((first, second), ranges))
+        yield from self._sync.engine.map(partial(look_range, job), chain((first, second), ranges), self._sync.check)
 
     def _look(self, snapshot: Snapshot, root: str, rows: Sequence[str]) -> Looked:
         return look(snapshot, self._registry, self._sources, rows, paused_handlers(self._switches), root)
@@ -148,30 +148,74 @@ def request_runs(log: Log, root: str, rows: Iterable[str], writer: str) -> int:
     return count
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
+class Served:
     """What serving has after all deltas: of the base, and of what came since."""
 
-    base: Base | None
-    newest: Mapping[str, tuple[int, bytes | None]]
-    """Document -> version and body (None: deleted) of its newest delta after the base."""
+    def __init__(self, sync: Sync) -> None:
+        """Read the base in service and all deltas since. Raises LogError, manas.SegmentError."""
+        self._home, self._log = sync.home, sync.log
+        self._version: str | None = None
+        self._base: Base | None = None
+        self._newest: dict[str, tuple[int, bytes | None]] = {}
+        self._next: dict[int, int] = {}
+        self._begin(current_base(self._home.base))
+        self.follow()
+
+    def follow(self) -> None:
+        """Read the deltas that came since; all, if another base has been put in service. Raises as the constructor."""
+        version = current_base(self._home.base)
+        if version != self._version:
+            self._begin(version)
+        snapshot_ts = self._base.manifest.snapshot_ts if self._base is not None else 0
+        ends = self._log.end_offsets(DELTAS)
+        for partition, start in self._log.start_offsets(DELTAS).items():
+            offset = max(start, self._next.get(partition, 0))
+            while offset < ends[partition] and (records := self._log.read(DELTAS, partition, offset, READ)):
+                offset = records[-1].offset + 1
+                for record in records:
+                    try:
+                        delta = parse(pb.DocumentDelta, record)
+                    except BadMessage:
+                        continue  # serving has put it aside as well, as a dead letter
+                    if delta.version > max(snapshot_ts, self._newest.get(delta.document_id, (0, None))[0]):
+                        self._newest[delta.document_id] = delta.version, None if delta.deleted else delta.body
+            self._next[partition] = offset
+
+    def _begin(self, version: str | None) -> None:
+        self._version = version
+        self._base = Base.open(self._home.base / version, verify=False) if version is not None else None
+        self._newest = {}
+        self._next = dict(self._base.manifest.delta_positions) if self._base is not None else {}
+
+    def look(self, document: str) -> tuple[int, bytes | None]:
+        """Return the version (0: the base's) and body that a server which has read all deltas gives."""
+        if document in self._newest:
+            return self._newest[document]
+        for segment in self._base.segments if self._base is not None else ():
+            if (internal := segment.internal(document)) is not None:
+                return 0, bytes(segment.body(internal))
+        return 0, None
 
     def body(self, document: str) -> bytes | None:
-        """Return what a server that has read all deltas gives."""
-        if document in self.newest:
-            return self.newest[document][1]
-        for segment in self.base.segments if self.base is not None else ():
-            if (internal := segment.internal(document)) is not None:
-                return bytes(segment.body(internal))
-        return None
+        """Return the body alone."""
+        return self.look(document)[1]
 
     def documents(self) -> Iterator[str]:
         """Yield every document that is served."""
-        yield from (document for document, (_, body) in self.newest.items() if body is not None)
-        for segment in self.base.segments if self.base is not None else ():
+        yield from (document for document, (_, body) in self._newest.items() if body is not None)
+        for segment in self._base.segments if self._base is not None else ():
             for internal in range(segment.count):
-                if (document := segment.document_id(internal)) not in self.newest:
+                if (document := segment.document_id(internal)) not in self._newest:
                     yield document
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """A document that is not served as it is stored."""
+
+    kind: str
+    seen: int
+    """Hash of what is served, with its version, and of what is stored: the same in two looks, nothing moves there."""
 
 
 class ServedSync:
@@ -179,6 +223,7 @@ class ServedSync:
 
     def __init__(self, sync: Sync) -> None:
         self._sync = sync
+        self._table = sync.catalog.document_table
 
     def run(self) -> Part:
         """Compare and repair. A delta that is needed and trimmed is one lost, which is what is looked for.
@@ -186,53 +231,66 @@ class ServedSync:
         Raises RepoError, LogError, manas.SegmentError.
         """
         part, started = Part(), time.monotonic()
-        suspects = list(self._differing(None, part))
+        # The Repo is read before the log: a document is published after its commit.
+        with self._sync.pinned("served") as snapshot:
+            served = Served(self._sync)
+            suspects = list(self._suspects(snapshot, served, part))
         for batch in chunks(suspects, BATCH):
-            self._judge(batch, part)
+            self._judge(served, dict(batch), part)
         part.seconds = time.monotonic() - started
         return part
 
-    def _differing(self, only: Sequence[str] | None, part: Part) -> Iterator[tuple[str, str]]:
-        """Yield (document, kind); the Repo is read before the log: a document is published after its commit."""
-        table = self._sync.catalog.document_table
-        snapshot = self._sync.repo.snapshot()
-        served = published(self._sync)
-        if only is None:
-            scan = snapshot.scan(table, columns=[DOCUMENT_BODY])
-            stored: Iterable[tuple[str, bytes | None]] = ((row, cells.get(DOCUMENT_BODY)) for row, cells in scan)
-        else:
-            found = snapshot.get_many([(table, row) for row in only], {table: [DOCUMENT_BODY]})
-            stored = ((row, found[table, row].get(DOCUMENT_BODY)) for row in only)
-        for row, body in stored:
-            have = served.body(row)
-            part.rows_read += 1
-            part.bytes_read += len(body or b"")
-            if only is None:
-                part.rows += 1
-                self._sync.step(1)
-            if have != body:
-                yield row, MISSING if have is None else EXTRA if body is None else DIFFERENT
-        if only is None:
-            for chunk in chunks(served.documents(), READ):
-                there = snapshot.get_many([(table, row) for row in chunk], {table: [DOCUMENT_BODY]})
-                yield from ((row, EXTRA) for row in chunk if not there[table, row])
+    def _suspects(self, snapshot: Snapshot, served: Served, part: Part) -> Iterator[tuple[str, _Difference]]:
+        for row, cells in snapshot.scan(self._table, columns=[DOCUMENT_BODY]):
+            part.rows += 1
+            self._sync.step(1)
+            if (found := self._compare(served, row, cells.get(DOCUMENT_BODY), part)) is not None:
+                yield row, found
+        for chunk in chunks(served.documents(), READ):
+            self._sync.check()
+            there = snapshot.get_many([(self._table, row) for row in chunk], {self._table: [DOCUMENT_BODY]})
+            for row in chunk:
+                if not there[self._table, row] and (found := self._compare(served, row, None, part)) is not None:
+                    yield row, found
 
-    def _judge(self, suspects: Sequence[tuple[str, str]], part: Part) -> None:
-        if not self._sync.lag.pass_by():
-            part.unsettled += len(suspects)
-            return
-        kinds = dict(suspects)
-        confirmed = {row: kind for row, kind in self._differing(list(kinds), part) if kinds[row] == kind}
-        for row, kind in confirmed.items():
-            part.found(f"served:{kind}", row)
-        part.in_flight += len(kinds) - len(confirmed)
-        if confirmed and self._sync.repair:
-            self._publish(list(confirmed))
-            part.repaired += len(confirmed)
+    def _compare(self, served: Served, row: str, body: bytes | None, part: Part) -> _Difference | None:
+        version, have = served.look(row)
+        part.rows_read += 1
+        part.bytes_read += len(body or b"")
+        if have == body:
+            return None
+        return _Difference(
+            MISSING if have is None else EXTRA if body is None else DIFFERENT, hash((version, have, body))
+        )
+
+    def _judge(self, served: Served, suspects: dict[str, _Difference], part: Part) -> None:
+        """Count those that differ in the same way in two looks between which all that was in flight has arrived."""
+        for _ in range(LOOKS - 1):
+            if not suspects:
+                return
+            if not self._sync.lag.pass_by():
+                part.unsettled += len(suspects)
+                return
+            snapshot = self._sync.repo.snapshot()
+            served.follow()
+            found = snapshot.get_many([(self._table, row) for row in suspects], {self._table: [DOCUMENT_BODY]})
+            again: dict[str, _Difference] = {}
+            for row in suspects:
+                if (one := self._compare(served, row, found[self._table, row].get(DOCUMENT_BODY), part)) is not None:
+                    again[row] = one
+            confirmed = [row for row, one in again.items() if one == suspects[row]]
+            for row in confirmed:
+                part.found(f"served:{again[row].kind}", row)
+            if confirmed and self._sync.repair:
+                self._publish(confirmed)
+                part.repaired += len(confirmed)
+            part.in_flight += len(suspects) - len(again)
+            suspects = {row: one for row, one in again.items() if row not in confirmed}
+        part.in_flight += len(suspects)
 
     def _publish(self, documents: Sequence[str]) -> None:
         """Publish documents as they are stored, at a version that every later one exceeds."""
-        table = self._sync.catalog.document_table
+        table = self._table
         snapshot = self._sync.repo.snapshot()
         found = snapshot.get_many([(table, row) for row in documents], {table: [DOCUMENT_BODY]})
         records = []
@@ -244,25 +302,3 @@ class ServedSync:
             )
             records.append(OutRecord(DELTAS, row, delta.SerializeToString()))
         self._sync.log.publish(records)
-
-
-def published(sync: Sync) -> _Served:
-    """Return what is published: the base in service and each document's newest delta since. Raises SegmentError."""
-    version = current_base(sync.home.base)
-    base = Base.open(sync.home.base / version, verify=False) if version is not None else None
-    newest: dict[str, tuple[int, bytes | None]] = {}
-    snapshot_ts = base.manifest.snapshot_ts if base is not None else 0
-    positions = base.manifest.delta_positions if base is not None else {}
-    ends = sync.log.end_offsets(DELTAS)
-    for partition, start in sync.log.start_offsets(DELTAS).items():
-        offset = max(start, positions.get(partition, 0))
-        while offset < ends[partition] and (records := sync.log.read(DELTAS, partition, offset, READ)):
-            offset = records[-1].offset + 1
-            for record in records:
-                try:
-                    delta = parse(pb.DocumentDelta, record)
-                except BadMessage:
-                    continue  # serving has put it aside as well, as a dead letter
-                if delta.version > max(snapshot_ts, newest.get(delta.document_id, (0, None))[0]):
-                    newest[delta.document_id] = delta.version, None if delta.deleted else delta.body
-    return _Served(base, newest)

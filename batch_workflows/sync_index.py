@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import msgspec
 
 from batch_workflows._sync_common import BATCH, Part, Sync, chunks
+from batch_workflows._sync_sums import sum_table
 from batch_workflows.ranges import PAGE, Ranges, Sums, checksum
 from catalog import Reference, ValueType
 from catalog.model import INDEX_CELL
@@ -32,6 +34,18 @@ def targets_of(cell: bytes | None) -> set[str]:
     except msgspec.DecodeError:
         return set()
     return set() if value is None else {str(one) for one in (value if isinstance(value, list) else [value])}
+
+
+def add_references(cell: str, sums: Sums, row: str, cells: Row) -> None:
+    """Add a checksum for every reference of a row."""
+    for target in targets_of(cells.get(cell)):
+        sums.add(row, checksum(row, [target.encode()]))
+
+
+def add_index_row(sums: Sums, key: str, cells: Row) -> None:
+    """Add the checksum of an index row, as its referring row's."""
+    target, _, row = key.partition(INDEX_SEPARATOR)
+    sums.add(row, checksum(row, [target.encode()]))
 
 
 class IndexSync:
@@ -60,18 +74,15 @@ class IndexSync:
         return part
 
     def _compare(self, snapshot: Snapshot, reference: Reference, part: Part) -> frozenset[int]:
-        expected, stored = Sums(self._ranges), Sums(self._ranges)
         cell = _cell(self._sync, reference)
-        for count, (row, cells) in enumerate(snapshot.scan(reference.table, columns=[cell])):
-            for target in targets_of(cells.get(cell)):
-                expected.add(row, checksum(row, [target.encode()]))
-            if count % PAGE == PAGE - 1:
-                self._sync.step(PAGE)
-        for count, (key, _) in enumerate(snapshot.scan(reference.index_table, columns=[INDEX_CELL])):
-            target, _, row = key.partition(INDEX_SEPARATOR)
-            stored.add(row, checksum(row, [target.encode()]))
-            if count % PAGE == 0:
-                self._sync.check()
+        expected = sum_table(
+            self._sync, snapshot, reference.table, [cell], self._ranges, partial(add_references, cell),
+            key_cell=cell, step=self._sync.step,
+        )  # fmt: skip
+        stored = sum_table(
+            self._sync, snapshot, reference.index_table, [INDEX_CELL], self._ranges, add_index_row,
+            key_cell=INDEX_CELL, step=lambda _: self._sync.check(),
+        )  # fmt: skip
         part.rows = max(expected.rows, stored.rows)
         part.rows_read += expected.rows + stored.rows
         part.bytes_read += expected.nbytes + stored.nbytes

@@ -16,6 +16,9 @@ from messaging import Log
 WORKFLOW = "sync"
 AGAIN_US = 60_000_000
 """A sync that failed is asked for again after so long: something is away, or held."""
+CANCELLED_AGAIN_US = 3_600_000_000
+"""And one that a person cancelled: whoever did so had a reason, and the rows are still to be looked for."""
+_AGAIN_US = {Outcome.FAILED: AGAIN_US, Outcome.CANCELLED: CANCELLED_AGAIN_US}
 
 
 def submit_wanted(log: Log, runs: RunStore) -> bool:
@@ -27,7 +30,7 @@ def submit_wanted(log: Log, runs: RunStore) -> bool:
     if wanted is None:
         return False
     last = next(iter(runs.runs(WORKFLOW, 1)), None)
-    if last is not None and last.outcome is Outcome.FAILED and wall_us() - last.ended_us < AGAIN_US:
+    if last is not None and wall_us() - last.ended_us < _AGAIN_US.get(last.outcome, 0):
         return False
     request = RunRequest(
         workflow=WORKFLOW,

@@ -150,6 +150,9 @@ def search(
     ad: Annotated[str, typer.Option(help="With --explain: why this ad is or is not in the answer.")] = "",
     score: Annotated[str, typer.Option(help="Order the best by an expression, like 'bid * pow(quality, 0.5)'.")] = "",
     rerank: Annotated[int, typer.Option(min=0, help="With --score: how many are scored; 0 = four for each hit.")] = 0,
+    timeout_s: Annotated[
+        float | None, typer.Option(min=0.0, help="Seconds for each request; what was found until then, as partial.")
+    ] = None,
 ) -> None:
     """Say which ads fit a request."""
     from cli.search import run_search
@@ -158,7 +161,8 @@ def search(
         raise CommandError("give either --request JSON or --requests FILE.jsonl")
     own: dict[str, Any] = {"score": score} if score else {}
     own |= {"rerank": rerank} if rerank else {}
-    run_search(Home.open(home), request, requests, own, k=k, as_json=as_json, explain=explain or bool(ad), ad=ad)
+    how = explain or bool(ad)
+    run_search(Home.open(home), request, requests, own, k=k, as_json=as_json, explain=how, ad=ad, timeout_s=timeout_s)
 
 
 @app.command()
@@ -248,7 +252,9 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: does it run, not how fast is it.")] = False,
     stack: Annotated[bool, typer.Option("--stack", help="pipeline: over MariaDB and Kafka, started for it.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown block, for a README.")] = False,
-    documents: Annotated[int | None, typer.Option(min=1_000, help="retrieval: how many ads, else a million.")] = None,
+    documents: Annotated[
+        int | None, typer.Option(min=1_000, help="retrieval: how many ads, else a million (vectors: 100,000).")
+    ] = None,
     part: Annotated[str | None, typer.Option(help="retrieval: boolean or vectors, else both.")] = None,
 ) -> None:
     """Run a benchmark: ours beside what a user could pick instead, on the same data in the same run."""

@@ -155,7 +155,10 @@ def open_embedded_repo(home: Home, catalog: Catalog) -> EmbeddedRepo:
 
 def repo_schema(catalog: Catalog) -> RepoSchema:
     """Return the tables that the catalogue wants."""
-    layouts = {table: TableLayout(x.salts, x.splits, x.history) for table, x in catalog.repo_layouts().items()}
+    layouts = {
+        table: TableLayout(x.salts, x.splits, x.history, x.family_deletes)
+        for table, x in catalog.repo_layouts().items()
+    }
     return RepoSchema.of(catalog.repo_tables(), layouts=layouts)
 
 

@@ -29,8 +29,12 @@ def run_search(
     as_json: bool,
     explain: bool,
     ad: str,
+    timeout_s: float | None,
 ) -> None:
-    """Answer each request in order, with the keys of `own` put in; a bad one in a file names its line."""
+    """Answer each request in order, with the keys of `own` put in; a bad one in a file names its line.
+
+    `timeout_s` is for each of them: what is found, or explained, until then, which says what was cut.
+    """
     with backends(home) as opened:
         for number, text in _requests(request, file):
             where = f"{file}:{number}" if file else "--request"
@@ -39,7 +43,9 @@ def run_search(
                 if isinstance(wanted, dict):
                     wanted |= own
                 answer: Any = (
-                    opened.serving.explain(wanted, k, ad or None) if explain else opened.serving.search(wanted, k)
+                    opened.serving.explain(wanted, k, ad or None, timeout_s=timeout_s)
+                    if explain
+                    else opened.serving.search(wanted, k, timeout_s=timeout_s)
                 )
             except json.JSONDecodeError as error:
                 raise CommandError(f"{where}: not JSON: {error}") from error
@@ -48,7 +54,7 @@ def run_search(
             except InvalidRequest as error:
                 raise CommandError(f"{where}: {error}") from error
             if as_json:
-                sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+                sys.stdout.write(json.dumps({**answer, "hits": list(answer["hits"])}, ensure_ascii=False) + "\n")
             else:
                 _print(opened, wanted, answer)
 
@@ -79,6 +85,10 @@ def _warnings(answer: Mapping[str, Any]) -> Iterator[str]:
         yield "partial: the deadline came first"
     if "problem" in answer:
         yield f"problem: {answer['problem']}"
+    plan = answer.get("plan", {})
+    for name, own in {"": plan, **plan.get("shards", {})}.items():
+        if cut := own.get("cut"):
+            yield f"the deadline cut{f' in shard {name}' if name else ''}: {', '.join(cut)}"
 
 
 def _print(opened: Backends, wanted: Any, answer: dict[str, Any]) -> None:

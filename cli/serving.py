@@ -39,13 +39,20 @@ class HomeServing:
         self._client: tuple[int, ManasClient] | None = None
         self._local: Index | None = None
 
-    def search(self, request: Mapping[str, Any], k: int = 10) -> Answer:
+    def search(self, request: Mapping[str, Any], k: int = 10, *, timeout_s: float | None = None) -> Answer:
         """Return the best `k` ads that fit; 0 means all. Raises InvalidRequest, ManasUnavailable."""
-        return self._ask(lambda backend: backend.search(request, k))
+        return self._ask(lambda backend: backend.search(request, k, timeout_s=timeout_s))
 
-    def explain(self, request: Mapping[str, Any], k: int = 10, ad_id: int | str | None = None) -> dict[str, Any]:
+    def explain(
+        self,
+        request: Mapping[str, Any],
+        k: int = 10,
+        ad_id: int | str | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> dict[str, Any]:
         """Return the answer with its plan, and why an ad is or is not in it."""
-        return self._ask(lambda backend: backend.explain(request, k, ad_id))
+        return self._ask(lambda backend: backend.explain(request, k, ad_id, timeout_s=timeout_s))
 
     def get(self, document_ids: Sequence[str]) -> list[pb.ServedDocument]:
         """Return what serving has of each document, in the order asked."""

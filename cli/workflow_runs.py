@@ -141,6 +141,8 @@ def parse_sets(sets: Sequence[str]) -> dict[str, Any]:
             found[key] = json.loads(value)
         except ValueError:
             found[key] = value
+        except RecursionError as error:
+            raise CommandError(f"--set {key}: {error}") from error
     return found
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from catalog import Table
+from catalog.portable import Portable
 from catalog.values import datetime_of, micros_of
 from debug_ui._source import raw_rows, select_rows
 from debug_ui.backends import Backends
@@ -40,7 +41,7 @@ class Finding:
     fix: Sequence[str] = ()
 
 
-class Stop(Exception):
+class Stop(Portable):
     """Ends a step early with its finding; never leaves the diagnosis."""
 
     def __init__(

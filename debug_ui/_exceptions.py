@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from catalog.portable import Portable
 
-class DebugUIError(Exception):
+
+class DebugUIError(Portable):
     """Base of all errors of the debug UI."""
 
 

@@ -74,7 +74,7 @@ def run(
     watch(moments)
     backfill.BATCH, gc._CHUNK, refresh._BATCH = 20, 40, 25
     parquet_snapshot.PART_ROWS, parquet_snapshot.GROUP_ROWS = 60, 20
-    parquet_import.BATCH_ROWS, parquet_import.CHECKPOINT_S = 60, 0.0
+    parquet_import.BATCH_ROWS, parquet_import.TASK_ROWS, parquet_import.CHECKPOINT_S = 60, 60, 0.0
     gc.now_us = lambda: now_us() + round(later_s * 1e6)  # type: ignore[attr-defined]
     opened = open_backends(home, open_catalog(home))
     try:

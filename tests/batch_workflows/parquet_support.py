@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,10 @@ from messaging.home import Home
 from storage_repo import INDEX_SEPARATOR, Origin, Repo, RepoSchema
 from storage_repo.embedded import EmbeddedRepo
 from tests.batch_workflows.run_support import Opened
+from tests.support import ROOT
 
+ROWS = 120
+"""Of every table of the Repo that the tests fill."""
 AFTER = "      performance_version: {type: int, family: content, from: signal:performance}\n"
 TYPES = {
     "quality": "float",
@@ -104,3 +112,54 @@ def contents(repo: Repo, catalog: Catalog) -> dict[str, dict[str, dict[str, byte
     return {
         t: {row: dict(cells) for row, cells in snapshot.scan(t)} for t, _ in catalog.repo_tables() if t not in internal
     }
+
+
+def child(home: Path, catalog: Catalog, name: str, resume: bool, **parameters: Any) -> subprocess.Popen[str]:
+    """Run a workflow with small parts in a process, which says something at each checkpoint."""
+    code = (
+        "import sys, json; from pathlib import Path\n"
+        "from catalog import load_catalog\n"
+        "from batch_workflows import parquet_import, parquet_snapshot, leases\n"
+        "from tests.batch_workflows.parquet_support import open_with\n"
+        "from tests.batch_workflows.run_support import run\n"
+        "parquet_snapshot.PART_ROWS, parquet_snapshot.GROUP_ROWS = 25, 10\n"
+        "parquet_import.BATCH_ROWS, parquet_import.TASK_ROWS, parquet_import.CHECKPOINT_S = 7, 7, 0.0\n"
+        "parquet_import.POOL_ROWS = 0\n"
+        "real = leases.Lease.checkpoint\n"
+        "def checkpoint(self, state):\n    real(self, state); print('.', flush=True)\n"
+        "leases.Lease.checkpoint = checkpoint\n"
+        "opened = open_with(Path(sys.argv[1]), load_catalog(Path(sys.argv[2])))\n"
+        "print(run(opened, sys.argv[3], resume=sys.argv[4] == 'True', **json.loads(sys.argv[5])).outcome, flush=True)\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(home), catalog.file, name, str(resume), json.dumps(parameters)],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def killed_until_done(
+    home: Path,
+    catalog: Catalog,
+    name: str,
+    kills: list[int],
+    between: Callable[[], None] = lambda: None,
+    **parameters: Any,
+) -> int:
+    """Run a workflow, kill it after so many checkpoints, resume it, and so on; return how often it was killed.
+
+    `between` is called after every kill.
+    """
+    for number, after in enumerate([*kills, 1_000_000]):
+        process = child(home, catalog, name, number > 0, **({} if number else parameters))
+        assert process.stdout is not None
+        lines = 0
+        while lines < after and (line := process.stdout.readline()):
+            if "succeeded" in line:
+                process.wait()
+                return number
+            lines += 1
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        between()
+    raise AssertionError("the last attempt did not end")

@@ -37,6 +37,7 @@ class Opened:
     repo: Repo
     log: Any = None
     ads_db: Any = None
+    open_repo: Any = None
 
 
 def open_home(root: Path) -> Opened:
@@ -74,6 +75,20 @@ def count(context: RunContext[CountParameters]) -> Counts:
     return {"last": context.parameters.units}
 
 
+class RowsParameters(Parameters):
+    """Of test-rows."""
+
+    rows: int
+
+
+@workflow("test-rows", "says how many rows it has seen, not how many there are", RowsParameters)
+def see_rows(context: RunContext[RowsParameters]) -> Counts:
+    """Say so."""
+    for row in range(context.parameters.rows):
+        context.progress(row + 1, unit="rows")
+    return {}
+
+
 @workflow("test-zombie", "waits without a sign of life, then writes", NoParameters)
 def zombie(context: RunContext[NoParameters]) -> Counts:
     """Begin a fenced transaction, say so, wait for a line (the test stops this process meanwhile), and commit."""
@@ -99,7 +114,7 @@ def bug(context: RunContext[NoParameters]) -> Counts:
 
 
 def run(
-    opened: Opened,
+    opened: Any,
     name: str,
     resume: bool = False,
     ttl_s: float = TTL_S,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from batch_workflows._sync_common import Sync
-from batch_workflows.sync_documents import published
+from batch_workflows.sync_documents import Served
 from batch_workflows.sync_lag import Lag
 from catalog.model import DELETED, DOCUMENT_BODY, INDEX_CELL, RUN, SOURCE_VERSION, TIMELINE
 from catalog.values import decode, encode
@@ -84,7 +84,7 @@ def state_of(pipeline: Pipeline) -> tuple[Rows, dict[str, bytes]]:
                       if DELETED not in cells}  # fmt: skip
             found = {row: cells for row, cells in found.items() if row in living or DOCUMENT_BODY in cells}
         rows[table] = {row: cells for row, cells in found.items() if cells and set(cells) != {DELETED}}
-    served = published(sync_of(pipeline))
+    served = Served(sync_of(pipeline))
     return rows, {document: body for document in served.documents() if (body := served.body(document)) is not None}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from batch_workflows import base_mirror
 from batch_workflows._exceptions import BaseRefused
-from batch_workflows._objects_errors import ObjectDamaged, ObjectsUnavailable
+from batch_workflows._objects_errors import BadAddress, ObjectDamaged, ObjectsUnavailable
 from batch_workflows.base_gates import GateLimits
 from batch_workflows.base_index import Hooks
 from batch_workflows.base_mirror import MIRRORING, mirror
@@ -105,6 +105,31 @@ def test_what_a_killed_build_left_is_removed_by_the_next(built: Built, s3: Addre
     assert foreign.names() == {"file": 1}
 
 
+def test_a_build_touches_nothing_at_its_address_that_is_no_base(built: Built, s3: Address) -> None:
+    """Snapshots, others' directories and others' unfinished uploads below the same prefix stay as they are."""
+    objects = Objects(s3)
+    foreign = ["_days/2026-01-31.json", "ad/day=2026-01-31/part-1-1-00000.parquet", "2024-backup/x", ".building-x/y"]
+    for name in foreign:
+        objects.write(name, b"theirs")
+    bucket, _, prefix = s3.path.partition("/")
+    objects._fs.call_s3("create_multipart_upload", Bucket=bucket, Key=f"{prefix}/ad/day=2026-02-01/part")
+    for _ in range(2):
+        built.build(engine=InlineEngine(), address=str(s3), keep=1)
+    assert {name for name in objects.names() if objects.read(name) == b"theirs"} == {*foreign}
+    assert len(objects._fs.list_multipart_uploads(bucket)) == 1
+    assert len(BaseStore(objects).bases()) == 1
+
+
+def test_a_whole_bucket_is_no_place_for_bases(built: Built, s3: Address, server_home: Home) -> None:
+    """Refused with what to write instead, by a build and by base-address, before anything is looked at."""
+    root = f"s3://{s3.path.partition('/')[0]}?endpoint={s3.endpoint}"
+    with pytest.raises(BadAddress, match=r"prefix of their own, s3://b-\w+/bases"):
+        built.build(engine=InlineEngine(), address=root)
+    with pytest.raises(BadAddress):
+        remember_address(server_home, root)
+    assert remembered_address(server_home) == ""
+
+
 def test_old_bases_go_and_rollback_takes_only_whole_ones(built: Built, s3: Address, server_home: Home) -> None:
     """The last two are kept; a damaged object is named by verify, and rolling back to it is refused."""
     versions = [built.build(engine=InlineEngine(), address=str(s3), keep=2).base_version for _ in range(3)]
@@ -113,6 +138,9 @@ def test_old_bases_go_and_rollback_takes_only_whole_ones(built: Built, s3: Addre
     assert store.objects.directories() == versions[1:]
     mirror(store, server_home)
     assert store.rollback() == versions[1] == store.current()
+    assert store.rolled_back() == {versions[2]}
+    with pytest.raises(SegmentMissing, match=f"{versions[2]} were rolled back from"):
+        store.rollback()
     assert mirror(store, server_home) == versions[1] == current_base(server_home.base)
     assert mirror(store, server_home) is None
     assert store.rollback(versions[2]) == versions[2]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +20,11 @@ from batch_workflows._objects_errors import EngineFailed
 from batch_workflows.base_store import BaseStore
 from batch_workflows.engines import Engine, InlineEngine, LocalEngine, SparkEngine, open_engine
 from batch_workflows.objects import Address, Objects
+from storage_repo import SnapshotTooOld
 from tests.batch_workflows.base_support import Built, files_of
 from tests.batch_workflows.s3_support import ACCOUNT, account, s3
 from tests.batch_workflows.spark_support import require_spark
+from tests.support import ROOT
 
 __all__ = ["account", "s3"]
 
@@ -91,6 +97,36 @@ def test_a_pool_uses_processes_and_takes_tasks_as_they_become_free(engines: dict
     results.close()  # type: ignore[attr-defined]
 
 
+def awaited(task: tuple[str, int]) -> int:
+    """A task that waits for a file, where one is named."""
+    file, number = task
+    deadline = time.monotonic() + 120
+    while file and not Path(file).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return number
+
+
+@pytest.mark.parametrize("engine", KINDS[1:], indirect=True)
+def test_each_result_comes_when_it_is_there_and_somebody_looks_meanwhile(engine: Engine, tmp_path: Path) -> None:
+    """One task's result is there while the other still waits for what is only done in between; an error from there
+    ends the run."""
+    go, never = tmp_path / "go", tmp_path / "never"
+    came: list[int] = []
+    # What the first task waits for is done only after the second one's result came, however slowly the engine begins.
+    for result in engine.map(awaited, [(str(go), 1), ("", 2)], lambda: go.touch() if came else None):
+        came.append(result)
+    assert came == [2, 1]
+
+    def cancelled() -> None:
+        raise KeyError("cancelled by a person")
+
+    with pytest.raises(KeyError, match="by a person"):
+        list(engine.map(awaited, [(str(never), 1)], cancelled))
+    never.touch()
+    assert list(engine.map(awaited, [("", 3)])) == [3]
+
+
 def test_closing_ends_the_processes_in_the_middle_of_a_task() -> None:
     """Twice is fine."""
     me = psutil.Process()
@@ -149,3 +185,57 @@ def test_spark_builds_the_same_base_as_the_pool_and_writes_to_s3(
         )
     finally:
         built.close()
+
+
+def too_old(number: int) -> int:
+    """A task whose snapshot is gone."""
+    raise SnapshotTooOld(number, number + 4)
+
+
+@pytest.mark.parametrize("engine", ["inline", "local"], indirect=True)
+def test_an_error_that_makes_its_own_text_arrives_as_it_was(engine: Engine) -> None:
+    """It is the task's error, with what it knows, and not that the pool is broken; the engine goes on."""
+    with pytest.raises(SnapshotTooOld, match="snapshot 3 is older than the low watermark 7") as raised:
+        list(engine.map(too_old, [3]))
+    assert (raised.value.ts, raised.value.low_watermark) == (3, 7)
+    assert [found for _, found, _ in engine.map(partial(square, 1), [2])] == [5]
+
+
+class Stubborn(Exception):
+    """An error of some library, whose pickle cannot be read."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(f"{what} at {where}")
+
+
+def stubborn(where: str) -> None:
+    """A task that such a library lets down."""
+    raise Stubborn("no luck", where)
+
+
+def test_an_error_that_cannot_travel_is_told_in_words_and_the_pool_goes_on() -> None:
+    """It is not taken for a process that was killed."""
+    with closing(LocalEngine(1)) as engine:
+        with pytest.raises(EngineFailed, match="a task failed with Stubborn: no luck at home"):
+            list(engine.map(stubborn, ["home"]))
+        assert [found for _, found, _ in engine.map(partial(square, 1), [2])] == [5]
+
+
+def test_a_pool_dies_with_the_process_that_made_it(tmp_path: Path) -> None:
+    """Killed -9 in the middle of its tasks, a run leaves no process behind that could still write."""
+    maker = subprocess.Popen([sys.executable, "-m", "tests.batch_workflows.engine_sleeper", str(tmp_path)], cwd=ROOT)
+    try:
+        wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+        workers = [int(file.name) for file in tmp_path.iterdir()]
+    finally:
+        maker.kill()
+        maker.wait()
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in workers))
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Return once it holds; fail after a minute."""
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from batch_workflows._runs_model import RunRequest
 from batch_workflows.execution import execute
 from batch_workflows.gc import Collected, GarbageCollector
 from batch_workflows.sync import SyncParameters, synchronize
-from batch_workflows.sync_documents import published
+from batch_workflows.sync_documents import Served
 from catalog import InvalidCatalog, load_catalog
 from catalog.model import COLLECTED, DELETED, SOURCE_VERSION
 from messaging.headers import now_us
+from storage_repo import Origin, Transaction
 from tests.batch_workflows.sync_support import filled, state_of, sync_of, work
 from tests.debug_ui.pipeline import Pipeline
 from tests.gateway.test_gateway_capture import edited_catalog
@@ -86,6 +88,41 @@ def test_what_is_young_or_ends_later_stays(pipeline: Pipeline) -> None:
     assert found.examples["retired:ad_group"] == ["10", "20"]
 
 
+def test_what_is_referred_to_while_it_is_taken_out_is_put_back(pipeline: Pipeline) -> None:
+    """An ad that comes between the look at a removed pin and the commit writes nothing at the pin; the pin is as it was
+    all the same, and so is what it refers to. Another pin goes."""
+    pipeline.sql("DELETE FROM ads WHERE pin_id IN ('pin-300', 'pin-301')")
+    pipeline.sql("UPDATE pins SET status = 'REMOVED' WHERE id IN ('pin-300', 'pin-301')")
+    work(pipeline)
+    backends, before = pipeline.backends, pipeline.backends.repo.snapshot()
+    pin = before.get("pin", "pin-300")
+    begun = 0
+
+    def begin(ts: int | None) -> Transaction:
+        nonlocal begun
+        begun += 1
+        if begun == 2:  # the first takes out the deleted ads, the second the pins
+            pipeline.sql("UPDATE ads SET pin_id = 'pin-300' WHERE id = 100")
+            work(pipeline)
+        return backends.repo.begin(Origin("gc"), ts)
+
+    collector = GarbageCollector(
+        backends.repo, backends.catalog, limit_us=LIMIT_US, dry_run=False, at_us=LATER_US, begin=begin
+    )
+    found = collector.run()
+    assert (found.rows["retired:pin"], found.put_back) == (1, 1)
+    snapshot = backends.repo.snapshot()
+    assert snapshot.get("pin", "pin-300") == pin
+    assert COLLECTED in cells_of(pipeline, "pin", "pin-301")
+    assert not run_index(pipeline)
+
+
+def run_index(pipeline: Pipeline) -> Counter[str]:
+    """Return what a look at the index tables finds."""
+    found = synchronize(sync_of(pipeline), SyncParameters(parts=("index",), repair=False))
+    return sum((part.unsynced for part in found.values()), Counter())
+
+
 def test_what_a_living_row_needs_stays(pipeline: Pipeline) -> None:
     """An archived campaign with a living ad group, and a removed pin with a living ad, are needed."""
     pipeline.sql("UPDATE campaigns SET status = 'ARCHIVED' WHERE id = 2; UPDATE pins SET status = 'REMOVED' "
@@ -104,7 +141,7 @@ def test_a_sync_knows_what_was_collected_and_a_change_brings_it_back(pipeline: P
     pipeline.sql(ARCHIVE_ONE)
     work(pipeline)
     collect(pipeline)
-    assert "100" not in published(sync_of(pipeline)).documents()
+    assert "100" not in Served(sync_of(pipeline)).documents()
     sources = {"performance": pipeline.source}
     found = synchronize(sync_of(pipeline), SyncParameters(), sources=sources)
     assert not any(part.unsynced or part.ranges_differing for part in found.values())

@@ -40,7 +40,7 @@ from tests.batch_workflows.kill_support import Worker
 from tests.batch_workflows.sync_support import state_of
 from tests.end_to_end.oracle import RealAds
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 ADS = 200
 # Moments at which runs are killed (see killed_worker): up to the ninth they take the lease, so 5 and 7 are amid that
 # commit; each checkpoint afterwards has about nine.
@@ -185,9 +185,9 @@ def test_snapshots_and_import(
     def raise_bids() -> None:
         hbase.sql("UPDATE ad_groups SET bid_micros = bid_micros + 10000")
 
-    hbase.run("snapshot", kills=[60, 250], between=raise_bids, to=there, day="2026-03-01")
+    hbase.run("snapshot", kills=[60, 250], between=raise_bids, to=there, day="2026-03-01", processes=1)
     after = tables_of(hbase.repo, hbase.catalog)
-    hbase.run("snapshot", to=there, day="2026-03-02")
+    hbase.run("snapshot", to=there, day="2026-03-02", processes=1)
     assert before["ad_group"] != after["ad_group"]
     assert tables_of(hbase.repo, hbase.catalog, read_day(Objects(there), "2026-03-01").snapshot_ts) == before
     for name, url in (("embedded", ""), ("hbase", f"{hbase_server.url}&prefix=im{os.urandom(3).hex()}_")):
@@ -201,3 +201,26 @@ def test_snapshots_and_import(
             )
             assert imported["counts"]["verified"] is True and len(imported["attempts"]) == 4
             assert tables_of(repo, hbase.catalog) == before
+
+
+def collect(site: Site) -> None:
+    """Collect all that is old enough: rows first, then what handlers say of documents without them."""
+    for _ in range(2):
+        site.run("gc", later_s=LATER_S, dry_run=False)
+        site.settle()
+
+
+def test_retention_and_repair(hbase: Site) -> None:
+    """Retention takes nothing that lives; a resync reads every row again and changes none, but that it brings back
+    what was collected until it is collected again; a repair after a restore says that it is not for HBase."""
+    collect(hbase)
+    before = state_of(hbase)
+    kept = hbase.run("collect-garbage", kills=[10])["counts"]
+    assert {"versions_collected", "records_trimmed"} <= kept.keys()
+    assert state_of(hbase) == before
+    assert hbase.run("resync", kills=[10])["counts"]["rows"] > ADS
+    hbase.settle()
+    collect(hbase)
+    assert state_of(hbase) == before
+    with pytest.raises(AssertionError, match=r"a Repo on HBase gives no timestamp twice\. After a restore"):
+        hbase.run("repair-after-restore")

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,6 +20,7 @@ from batch_workflows.objects import PART_BYTES, Address, Objects
 from compose import ServerInfo, Stack
 from tests.batch_workflows.s3_support import account, new_bucket, s3
 from tests.stack_support import up_or_skip
+from tests.storage_repo.tso_wire import wire_to
 from tests.support import ROOT
 
 __all__ = ["account", "s3"]
@@ -84,7 +87,7 @@ def test_nothing_of_an_interrupted_upload_is_visible(s3: Address, tmp_path: Path
                 f"Objects({str(place.address)!r}).put(Path({str(file)!r}), 'v1/huge')"
             )
             started.append(subprocess.Popen([sys.executable, "-c", code], cwd=ROOT))
-        bucket, deadline = s3.path.partition("/")[0], time.monotonic() + 60
+        bucket, deadline = s3.path.partition("/")[0], time.monotonic() + 120
         while len(objects._fs.list_multipart_uploads(bucket)) < 2:
             assert time.monotonic() < deadline, "no upload began"
             assert all(process.poll() is None for process in started), "an upload was too quick to be interrupted"
@@ -139,6 +142,18 @@ def test_a_server_that_does_not_answer_for_a_while_is_waited_for(
     own_stack.kill("s3")
     with pytest.raises(ObjectsUnavailable, match="writing after: no answer for"):
         Objects(address, patience_s=1.0).write("after", b"3")
+
+
+def test_a_request_that_is_lost_is_sent_again(s3_server: ServerInfo, account: None) -> None:
+    """A connection on which nothing arrives costs a part of the patience, not all of it."""
+    address = new_bucket(s3_server)
+    port = urlsplit(s3_server.url).port
+    assert port is not None
+    with wire_to(port) as wire:
+        objects = Objects(replace(address, endpoint=f"http://127.0.0.1:{wire.port}"), patience_s=9.0)
+        objects.write("a", b"1")
+        wire.freeze_next()
+        assert objects.read("a") == b"1"
 
 
 def test_missing_credentials_and_bucket_are_said_at_once(

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +18,16 @@ from catalog.documents import decode_document
 from catalog.model import DOCUMENT_BODY, SOURCE_VERSION
 from catalog.values import decode, encode
 from storage_repo import Origin
-from tests.batch_workflows.parquet_support import TYPES, catalogue, contents, fill, open_with
+from tests.batch_workflows.parquet_support import (
+    ROWS,
+    catalogue,
+    child,
+    contents,
+    fill,
+    killed_until_done,
+    open_with,
+)
 from tests.batch_workflows.run_support import Opened, run
-from tests.support import ROOT
-
-ROWS = 120
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
-    """The built-in catalogue with a column of every type more."""
-    return catalogue(tmp_path, **TYPES)
-
-
-@pytest.fixture
-def opened(tmp_path: Path, catalog: Catalog) -> Iterator[Opened]:
-    """A filled Repo."""
-    home = open_with(tmp_path / "home", catalog)
-    fill(home, ROWS, 7)
-    yield home
-    home.repo.close()
-
-
-@pytest.fixture
-def empty(tmp_path: Path, catalog: Catalog) -> Iterator[Opened]:
-    """An empty Repo of another home."""
-    home = open_with(tmp_path / "other", catalog)
-    yield home
-    home.repo.close()
 
 
 def snapshots(tmp_path: Path) -> str:
@@ -78,6 +55,60 @@ def test_every_cell_comes_back(opened: Opened, empty: Opened, tmp_path: Path) ->
     again = run(empty, "snapshot", to=str(tmp_path / "again"), day="2026-03-01")
     first, second = read_day(Objects(snapshots(tmp_path))), read_day(Objects(str(tmp_path / "again")))
     assert [t.digest for t in first.tables] == [t.digest for t in second.tables] and again.failed == 0
+
+
+def test_rows_of_more_cells_than_most_come_back(opened: Opened, empty: Opened, tmp_path: Path) -> None:
+    """Rows that together would be too much for one transaction of the Repo go in several; wide values do as well."""
+    for start in range(0, 1_000, 100):
+        wide = opened.repo.begin(Origin("test"))
+        for row in range(start, start + 100):
+            for cell in range(41):
+                wide.put("pin", f"wide-{row:03}", f"content:more_{cell}", b"x" * (100_000 if row < 5 else 1))
+        wide.commit()
+    before = contents(opened.repo, opened.catalog)
+    run(opened, "snapshot", to=snapshots(tmp_path), day="2026-03-01", documents=False)
+    assert run(empty, "snapshot-import", source=snapshots(tmp_path)).counts["verified"] is True
+    assert contents(empty.repo, empty.catalog) == before
+
+
+def test_what_reads_a_directory_reads_nothing_but_complete_days(opened: Opened, tmp_path: Path) -> None:
+    """Files of a day that was taken again, of a day that never became complete, and of writers that were killed, go
+    with the next snapshot of any day; what snapshots did not make stays."""
+    objects = Objects(snapshots(tmp_path))
+    first = run(opened, "snapshot", to=snapshots(tmp_path), day="2026-03-01").counts["tables"]
+    day = read_day(objects)
+    whole = objects.read(day.files("ad")[0])
+    for left in ("ad/day=2026-03-01/part-99-1-00000.parquet", "ad/day=2026-02-28/part-98-1-00000.parquet"):
+        objects.write(left, whole)
+    foreign = ["ad/day=2026-03-01/notes.txt", "ad/mine.parquet", "other/day=2026-03-01/part-1-1-00000.parquet"]
+    for name in foreign:
+        objects.write(name, whole)
+    (tmp_path / "snapshots" / "ad" / "day=2026-03-01" / ".part-killed").write_bytes(b"half")
+    (tmp_path / "snapshots" / "other" / ".part-of-somebody").write_bytes(b"half")
+    run(opened, "snapshot", to=snapshots(tmp_path), day="2026-03-02")
+    table = f"{snapshots(tmp_path)}/ad/day=*/*.parquet"
+    counted = query(f"SELECT day, count(*) FROM read_parquet('{table}', hive_partitioning=true) GROUP BY 1 ORDER BY 1")
+    assert [(str(d), n) for d, n in counted.fetchall()] == [(d, first["ad"]) for d in ("2026-03-01", "2026-03-02")]
+    assert set(foreign) <= objects.names().keys()
+    left_beside = [p.name for p in (tmp_path / "snapshots").rglob(".part-*")]
+    assert left_beside == [".part-of-somebody"]
+
+
+def test_a_day_that_has_lost_a_file_does_not_become_complete(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gone on with after another installation has swept its files, a run says so instead of publishing the rest."""
+    objects, wrote = Objects(snapshots(tmp_path)), parquet_snapshot._Writer.write
+
+    def write(self: Any, *how: Any) -> Day:
+        day = wrote(self, *how)
+        objects.delete(day.files("ad")[0])
+        return day
+
+    monkeypatch.setattr(parquet_snapshot._Writer, "write", write)
+    with pytest.raises(SnapshotDamaged, match=r"has lost ad/day=2026-03-01/part-.*without --resume"):
+        run(opened, "snapshot", to=snapshots(tmp_path), day="2026-03-01")
+    assert days(objects) == []
 
 
 def test_typed_columns_read_as_values(opened: Opened, tmp_path: Path) -> None:
@@ -263,56 +294,6 @@ def test_import_wants_an_empty_repo_and_whole_files(opened: Opened, empty: Opene
         run(empty, "snapshot-import", resume=True)
 
 
-def _child(home: Path, catalog: Catalog, name: str, resume: bool, **parameters: Any) -> subprocess.Popen[str]:
-    """Run a workflow with small parts in a process, which says something at each checkpoint."""
-    code = (
-        "import sys, json; from pathlib import Path\n"
-        "from catalog import load_catalog\n"
-        "from batch_workflows import parquet_import, parquet_snapshot, leases\n"
-        "from tests.batch_workflows.parquet_support import open_with\n"
-        "from tests.batch_workflows.run_support import run\n"
-        "parquet_snapshot.PART_ROWS, parquet_snapshot.GROUP_ROWS = 25, 10\n"
-        "parquet_import.BATCH_ROWS, parquet_import.CHECKPOINT_S = 7, 0.0\n"
-        "real = leases.Lease.checkpoint\n"
-        "def checkpoint(self, state):\n    real(self, state); print('.', flush=True)\n"
-        "leases.Lease.checkpoint = checkpoint\n"
-        "opened = open_with(Path(sys.argv[1]), load_catalog(Path(sys.argv[2])))\n"
-        "print(run(opened, sys.argv[3], resume=sys.argv[4] == 'True', **json.loads(sys.argv[5])).outcome, flush=True)\n"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(home), catalog.file, name, str(resume), json.dumps(parameters)],
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-
-
-def _killed_until_done(
-    home: Path,
-    catalog: Catalog,
-    name: str,
-    kills: list[int],
-    between: Callable[[], None] = lambda: None,
-    **parameters: Any,
-) -> int:
-    """Run a workflow, kill it after so many checkpoints, resume it, and so on; return how often it was killed.
-
-    `between` is called after every kill.
-    """
-    for number, after in enumerate([*kills, 1_000_000]):
-        process = _child(home, catalog, name, number > 0, **({} if number else parameters))
-        assert process.stdout is not None
-        lines = 0
-        while lines < after and (line := process.stdout.readline()):
-            if "succeeded" in line:
-                process.wait()
-                return number
-            lines += 1
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        between()
-    raise AssertionError("the last attempt did not end")
-
-
 def test_kill_in_the_middle(opened: Opened, empty: Opened, catalog: Catalog, tmp_path: Path) -> None:
     """Snapshot and import are killed again and again, resumed, and what arrives is what there was; a reader never sees
     a day that is not whole, nor one of two moments, whatever is written between the attempts."""
@@ -326,8 +307,15 @@ def test_kill_in_the_middle(opened: Opened, empty: Opened, catalog: Catalog, tmp
             transaction.put(table.name, "~new", SOURCE_VERSION, encode(1))
             transaction.commit()
 
-    kills = _killed_until_done(
-        opened.home.root, catalog, "snapshot", [3, 9, 1], overwrite, to=snapshots(tmp_path), day="2026-03-01"
+    kills = killed_until_done(
+        opened.home.root,
+        catalog,
+        "snapshot",
+        [3, 9, 1],
+        overwrite,
+        to=snapshots(tmp_path),
+        day="2026-03-01",
+        processes=1,
     )
     assert kills == 3
     day = read_day(Objects(snapshots(tmp_path)))
@@ -335,7 +323,8 @@ def test_kill_in_the_middle(opened: Opened, empty: Opened, catalog: Catalog, tmp
     there = {str(p.relative_to(tmp_path / "snapshots")) for p in (tmp_path / "snapshots").rglob("*.parquet")}
     wanted = {name for t in [*day.tables, day.documents] if t for name in day.files(t.table)}
     assert there == wanted, "parts of the killed attempts are gone"
-    assert _killed_until_done(empty.home.root, catalog, "snapshot-import", [5, 40, 2], source=snapshots(tmp_path)) == 3
+    asked = {"source": snapshots(tmp_path), "processes": 1}
+    assert killed_until_done(empty.home.root, catalog, "snapshot-import", [5, 40, 2], **asked) == 3
     assert contents(empty.repo, catalog) == before
     record = RunStore(empty.repo).get("snapshot-import-1")
     assert len(record.attempts) == 4 and record.counts["verified"] is True
@@ -344,7 +333,7 @@ def test_kill_in_the_middle(opened: Opened, empty: Opened, catalog: Catalog, tmp
 def test_a_killed_day_does_not_count(opened: Opened, catalog: Catalog, tmp_path: Path) -> None:
     """Until a day is complete, the one before it is the newest."""
     run(opened, "snapshot", to=snapshots(tmp_path), day="2026-03-01")
-    process = _child(opened.home.root, catalog, "snapshot", False, to=snapshots(tmp_path), day="2026-03-02")
+    process = child(opened.home.root, catalog, "snapshot", False, to=snapshots(tmp_path), day="2026-03-02", processes=1)
     assert process.stdout is not None
     for _ in range(6):
         process.stdout.readline()
@@ -380,7 +369,7 @@ def test_part_names_are_of_the_day(opened: Opened, tmp_path: Path, monkeypatch: 
     """Every file is in a directory day=… of its table, as Hive, Spark and DuckDB expect partitions."""
     monkeypatch.setattr(parquet_snapshot, "PART_ROWS", 50)
     monkeypatch.setattr(parquet_import, "BATCH_ROWS", 50)
-    run(opened, "snapshot", to=snapshots(tmp_path), day="2026-03-01", documents=False)
+    run(opened, "snapshot", to=snapshots(tmp_path), day="2026-03-01", documents=False, processes=1)
     day: Day = read_day(Objects(snapshots(tmp_path)))
     assert day.documents is None and day.find("ad").parts == (50, 50, 20)
     for table in day.tables:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from argus import load_registry
+from argus import ArgusCore, load_registry, stage
+from argus.core import Outcome
 from batch_workflows import UnknownSelection
 from batch_workflows.refresh import Pace, Place, refresh, request, waiting
 from batch_workflows.refresh_selection import selection_of
 from catalog import LaneName
+from messaging import Record
+from messaging.headers import now_us
+from messaging.metrics import StageMetrics
 from messaging.proto import adsindex_pb2 as pb
+from messaging.stage import StageContext
 from messaging.switches import Switches, set_switch
-from messaging.topics import ARGUS_GROUP, LANES, NOTIFICATIONS
-from tests.batch_workflows.sync_support import filled
+from messaging.topics import ARGUS_GROUP, DELTAS, LANES, NOTIFICATIONS
+from storage_repo import RowId
+from storage_repo.embedded import EmbeddedRepo
+from tests.batch_workflows.sync_support import filled, work
 from tests.debug_ui.pipeline import Pipeline
 
 
@@ -72,6 +82,39 @@ def test_selections(pipeline: Pipeline, asked_for: dict[str, Any], rows: list[st
     done = request(pipeline.backends.repo, pipeline.log, catalog, selection)
     assert asked(pipeline) == sorted(rows)
     assert done.rows == len(rows)
+
+
+def test_rows_changed_since_a_time_are_asked_for_many_at_a_time(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pages of three ads are two questions about their times, and none about a single row's history."""
+    catalog, repo = pipeline.backends.catalog, pipeline.backends.repo
+    asked_for, real = list[int](), EmbeddedRepo.changed_since
+
+    def counted(self: EmbeddedRepo, rows: Any, columns: Any, since_us: int) -> set[RowId]:
+        asked_for.append(len(rows))
+        return real(self, rows, columns, since_us)
+
+    def row_by_row(*_: Any) -> None:
+        raise AssertionError("asked for the history of a row")
+
+    monkeypatch.setattr(EmbeddedRepo, "changed_since", counted)
+    monkeypatch.setattr(EmbeddedRepo, "history", row_by_row)
+    monkeypatch.setattr("batch_workflows.refresh_selection.PAGE", 3)
+    selection = selection_of(catalog, load_registry(catalog), table="ad", changed_since="1h")
+    assert request(repo, pipeline.log, catalog, selection).rows == len(ADS)
+    assert asked_for == [3, 3]
+
+
+def test_only_rows_that_changed_since_are_refreshed(pipeline: Pipeline) -> None:
+    """Of six ads the one that was updated after the moment, whichever page it is on; a handler's run is no update."""
+    moment = datetime.fromtimestamp(now_us() / 1e6, UTC).isoformat()
+    pipeline.sql("UPDATE ads SET status = 'PAUSED' WHERE id = 201")
+    work(pipeline)
+    catalog = pipeline.backends.catalog
+    selection = selection_of(catalog, load_registry(catalog), table="ad", changed_since=moment)
+    assert request(pipeline.backends.repo, pipeline.log, catalog, selection).rows == 1
+    assert asked(pipeline) == ["ad/201"]
 
 
 @pytest.mark.parametrize(
@@ -208,3 +251,84 @@ def test_control_updates_go_before_all_of_it(pipeline: Pipeline) -> None:
     high = NOTIFICATIONS[LaneName.HIGH]
     assert lanes[: len(ADS)] == [high] * len(ADS)
     assert set(lanes[len(ADS) :]) == {NOTIFICATIONS[LaneName.LOW]}
+
+
+REFRESHED, PAUSED = ADS[:2], ADS[2:]
+"""The first would leave with any batch of the refresh."""
+
+
+class Advertiser:
+    """Pauses one ad after the other while a refresh goes on, each just after a batch of the refresh was taken, and
+    counts how many rows of the refresh are done between that and the ad's leaving."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.context = self._stage()
+        self.left, self.overtaken, self.beats = list(PAUSED), list[int](), 0
+        self._paused, self._before = "", 0
+        self._read: dict[int, int] = dict(pipeline.log.end_offsets(DELTAS))
+
+    def _stage(self) -> StageContext:
+        backends, log = self.pipeline.backends, self.pipeline.log
+        metrics, stop = StageMetrics(backends.home.metrics, "argus-0"), threading.Event()
+        return Beating(
+            "argus", 0, backends.home, backends.catalog, log, metrics, stop, lambda _: None, beaten=self.look
+        )
+
+    def in_work(self) -> None:
+        """Pause an ad, and let it come as far as the stage that works at this moment."""
+        if self._paused or not self.left:
+            return
+        self._paused, self._before = self.left.pop(), self._done()
+        self.pipeline.sql(f"UPDATE ads SET status = 'PAUSED' WHERE id = {self._paused}")
+        self.pipeline.run("gateway", "updater", "wal_proxy")
+
+    def look(self) -> None:
+        """Between two batches: see whether the ad has left, and let the refresh go on."""
+        log, self.beats = self.pipeline.log, self.beats + 1
+        for partition, end in log.end_offsets(DELTAS).items():
+            for record in log.read(DELTAS, partition, self._read[partition], 10_000):
+                delta = pb.DocumentDelta.FromString(record.value)
+                if delta.document_id == self._paused and delta.deleted:
+                    self.overtaken.append(self._done() - self._before)
+                    self._paused = ""
+            self._read[partition] = end
+        while waiting(log) < 300:
+            refresh(self.pipeline.backends.repo, log, self.pipeline.backends.catalog, ids=REFRESHED)
+        if len(self.overtaken) == len(PAUSED) or self.beats > 1_000:
+            self.context.stop.set()
+
+    def _done(self) -> int:
+        return sum(self.pipeline.log.committed(ARGUS_GROUP, NOTIFICATIONS[LaneName.LOW]).values())
+
+
+@dataclass
+class Beating(StageContext):
+    """Of a stage that somebody looks at between its batches."""
+
+    beaten: Callable[[], None] = lambda: None
+
+    def beat(self) -> None:
+        """Look."""
+        self.beaten()
+
+
+def test_a_control_update_waits_for_a_batch_of_a_refresh_at_most(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real stage works off a refresh that never ends, some hundred rows ahead. Four ads are paused,
+    each when the stage has just begun with a batch: of the refresh that one is done before the ad has left, and
+    nothing of what is taken together with the update."""
+    advertiser, real = Advertiser(pipeline), stage.process_and_publish
+
+    def just_taken(context: StageContext, core: ArgusCore, records: Sequence[Record]) -> Outcome:
+        advertiser.in_work()
+        return real(context, core, records)
+
+    monkeypatch.setattr(stage, "process_and_publish", just_taken)
+    stage.run(advertiser.context, pipeline.backends.repo)
+    assert len(advertiser.overtaken) == len(PAUSED), advertiser.beats
+    assert max(advertiser.overtaken) <= 32
+    assert waiting(pipeline.log) > 100
+    pipeline.manas()
+    assert pipeline.index.documents() == len(REFRESHED)

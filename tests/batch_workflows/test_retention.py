@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from batch_workflows import retention
+from batch_workflows.base_mirror import mirror
+from batch_workflows.base_store import BaseStore, remember_address
+from batch_workflows.engines import InlineEngine
 from batch_workflows.retention import apply_retention
 from catalog import LaneName, load_catalog
 from catalog.documents import encode_document
-from manas import SegmentWriter, current_base, list_bases, publish, rollback
+from manas import SegmentMissing, SegmentWriter, current_base, list_bases, prune_bases, publish, rollback
 from messaging import EmbeddedLog, OutRecord, Position, open_embedded_log
 from messaging.dead_letters import parse
 from messaging.home import Home
 from messaging.proto import adsindex_pb2 as pb
 from messaging.topics import BUDGETS, DELTAS, UPDATER_GROUP, UPDATES, ensure_topics
+from tests.batch_workflows.base_support import Built
 
 HIGH = UPDATES[LaneName.HIGH]
 
@@ -75,7 +80,8 @@ def test_deltas_are_kept_for_the_oldest_base_and_for_a_server_that_is_behind(hom
 
 
 def test_the_base_in_service_is_never_removed(home: Home, log: EmbeddedLog) -> None:
-    """A base that was rolled back to stays, however many newer ones there are."""
+    """A base that was rolled back to stays, however many newer ones there are; of those that were rolled back from only
+    the last does."""
     versions = [base(home, n + 1, {0: 0}) for n in range(3)]
     rollback(home.base, versions[0])
     for n in range(3):
@@ -83,8 +89,61 @@ def test_the_base_in_service_is_never_removed(home: Home, log: EmbeddedLog) -> N
         rollback(home.base, versions[0])
     apply_retention(home, log)
     assert current_base(home.base) == versions[0]
-    assert versions[0] in [b.version for b in list_bases(home.base)]
-    assert len(list_bases(home.base)) == retention.BASES_KEPT + 1
+    left = [b.version for b in list_bases(home.base)]
+    assert left[0] == versions[0] and len(left) == 2 and left[1] > versions[2]
+
+
+def test_as_many_bases_stay_as_the_build_was_asked_to_keep(tmp_path: Path) -> None:
+    """Also when garbage is collected; and where bases are published elsewhere, the deltas of the oldest there."""
+    built = Built(tmp_path / "built")
+    built.fill(3)
+    try:
+        assert isinstance(built.log, EmbeddedLog)
+        versions = [built.build(engine=InlineEngine(), keep=5).base_version for _ in range(5)]
+        assert apply_retention(built.home, built.log).bases == []
+        assert built.build(engine=InlineEngine(), keep=2).removed == versions[:4]
+        remember_address(built.home, str(tmp_path / "share"))
+        built.build(engine=InlineEngine(), keep=5)
+        built.log.publish([OutRecord(DELTAS, str(n), b"d") for n in range(400)])
+        ends = built.log.end_offsets(DELTAS)
+        for _ in range(4):
+            version = built.build(engine=InlineEngine(), keep=5).base_version
+        mirror(BaseStore.of(built.home), built.home)
+        for old in [b.version for b in list_bases(built.home.base) if b.version != version]:
+            shutil.rmtree(built.home.base / old)
+        built.log.set_committed([Position("manas", DELTAS, p, end) for p, end in ends.items()])
+        assert apply_retention(built.home, built.log).records == {}, "the first at the address needs them"
+        built.build(engine=InlineEngine(), keep=1)
+        built.build(engine=InlineEngine(), keep=1)
+        assert apply_retention(built.home, built.log).records == {DELTAS: 400}
+    finally:
+        built.close()
+
+
+def test_a_second_bad_base_is_not_answered_with_the_first(home: Home) -> None:
+    """Rolled back from, a base is passed over until somebody names it, and takes no place of those that are kept."""
+    good = [base(home, n + 1, {0: 0}) for n in range(2)]
+    bad = base(home, 3, {0: 0})
+    assert rollback(home.base) == good[1]
+    worse = base(home, 4, {0: 0})
+    assert rollback(home.base) == good[1]
+    assert prune_bases(home.base, 2) == [bad], "one of them is enough to look at"
+    assert rollback(home.base, worse) == worse, "whoever names it, wants it"
+    assert rollback(home.base, good[0]) == good[0]
+    newest = base(home, 5, {0: 0})
+    assert rollback(home.base) == good[0], "and so are those in between"
+    with pytest.raises(SegmentMissing, match=f"no base before {good[0]}; .*{newest} were rolled back from"):
+        rollback(home.base)
+
+
+def test_what_is_no_base_stays_beside_bases(home: Home, log: EmbeddedLog) -> None:
+    """Somebody's copies in the bases' directory are neither listed nor removed, whatever their names sort as."""
+    for name in ("2023-backup", "2024-backup", "30000101"):
+        (home.base / name).mkdir(parents=True)
+    versions = [base(home, n + 1, {0: 0}) for n in range(4)]
+    assert apply_retention(home, log).bases == versions[:1]
+    assert [b.version for b in list_bases(home.base)] == versions[1:]
+    assert {"2023-backup", "2024-backup", "30000101"} <= {p.name for p in home.base.iterdir()}
 
 
 def test_compaction_keeps_the_newest_state_of_every_campaign(

@@ -24,7 +24,8 @@ from batch_workflows._exceptions import (
     UnknownRun,
     UnknownWorkflow,
 )
-from batch_workflows._runs_model import Policy
+from batch_workflows._runs_model import Policy, Progress
+from batch_workflows.control import WorkflowControl
 from batch_workflows.execution import Stop, execute
 from batch_workflows.leases import FENCE, RECORD, Lease, lease_row, read_lease, run_row
 from batch_workflows.runs import Outcome, RunRequest, RunStore
@@ -213,7 +214,7 @@ def test_zombie_cannot_write(opened: Opened, tmp_path: Path) -> None:
     assert process.stdout.readline() == "begun\n"
     stop_between_writes(opened, process)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             try:
                 lease = take(opened, "test-zombie", TTL_S)
@@ -310,7 +311,7 @@ def test_cancel_and_resume(opened: Opened) -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not any(record.outcome is Outcome.RUNNING for record in store.runs()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -371,15 +372,31 @@ def test_the_last_run_is_the_one_that_began_last(opened: Opened, monkeypatch: py
     assert store.latest()["test-count"].number == store.runs("test-count", 1)[0].number == 2
 
 
+def test_the_last_run_tells_how_much_there_is(opened: Opened) -> None:
+    """Where a run names no total, that of the last one with the same parameters counts, until there is more."""
+    shown: list[Progress] = []
+    for _ in range(2):
+        execute(opened, RunRequest(workflow="test-rows", parameters={"rows": 3}), on_progress=shown.append)
+    execute(opened, RunRequest(workflow="test-rows", parameters={"rows": 4}), on_progress=shown.append)
+    assert [p.done for p in shown] == [1, 2, 3, 1, 2, 3, 1, 2, 3, 4]
+    assert [(p.total, p.about) for p in shown] == [*3 * [(None, False)], *3 * [(3, True)], *4 * [(None, False)]]
+    assert str(shown[4]).startswith("2 of about 3 rows (67%)")
+
+
 def test_old_records_go(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a workflow only the newest records are kept; those of others stay."""
+    """Of a workflow only the newest records are kept, and the last that succeeded; those of others stay."""
     monkeypatch.setattr(runs, "RECORDS_KEPT", 3)
     with pytest.raises(BaseRefused):
         run(opened, "test-refused")
     for _ in range(6):
         run(opened, "test-count", units=1)
-    assert [record.number for record in RunStore(opened.repo).runs("test-count")] == [6, 5, 4, 3]
-    assert len(RunStore(opened.repo).runs()) == 5
+    assert [record.number for record in RunStore(opened.repo).runs("test-count")] == [6, 5, 4, 3, 2]
+    assert len(RunStore(opened.repo).runs()) == 6
+    fails = RunRequest(workflow="test-count", parameters={"fail_at": [0]}, policy=Policy(on_error="stop"))
+    for _ in range(6):
+        with pytest.raises(TooManyFailures):
+            execute(opened, fails)
+    assert [r.number for r in RunStore(opened.repo).runs("test-count")] == [12, 11, 10, 9, 6]
 
 
 def test_the_queue_holds_one_of_a_workflow(opened: Opened) -> None:
@@ -395,6 +412,47 @@ def test_the_queue_holds_one_of_a_workflow(opened: Opened) -> None:
         execute(opened, request, queued=True)
     store.submit(request, "test-count")
     assert store.cancel("test-count", "x").outcome is Outcome.CANCELLED and store.queued() == []
+    assert (store.get("test-count-2").cancel, store.get("test-count-2").attempts) == ("by x", ())
+
+
+@pytest.mark.parametrize(
+    "workflow, error, said",
+    [
+        ("test-count", UnknownRun, "nothing to resume, test-count-1 succeeded"),
+        ("test-zombie", BadParameters, "keeps no checkpoints"),
+    ],
+)
+def test_a_resume_that_cannot_be_taken_holds_nobody_up(
+    opened: Opened, workflow: str, error: type[Exception], said: str
+) -> None:
+    """It is refused when it is asked for; one that waits already leaves the queue with its reason on record, and what
+    is due next can be asked for. The refusal itself is nothing to resume either."""
+    store, control = RunStore(opened.repo), WorkflowControl(opened.repo)
+    execute(opened, RunRequest(workflow="test-count", parameters={"units": 1}))
+    request = RunRequest(workflow=workflow, resume=0, who="on-call", trigger="ui")
+    with pytest.raises(error, match=said):
+        control.request(request)
+    assert store.queued() == []
+    store.submit(request, workflow)
+    with pytest.raises(error, match=said):
+        execute(opened, store.queued()[0], queued=True)
+    assert store.queued() == []
+    refused = store.runs(workflow, 1)[0]
+    assert refused.outcome is Outcome.REFUSED and refused.request.who == "on-call" and said in refused.error
+    with pytest.raises(error):
+        execute(opened, request)
+    store.submit(RunRequest(workflow=workflow, trigger="schedule"), workflow)
+
+
+def test_a_request_that_somebody_else_took_is_not_refused(opened: Opened) -> None:
+    """A process that comes too late for a request leaves the one that waits now."""
+    store = RunStore(opened.repo)
+    late = RunRequest(workflow="test-count", resume=0, who="late")
+    store.submit(RunRequest(workflow="test-count", parameters={"units": 1}, who="next"), "test-count")
+    with pytest.raises(UnknownRun):
+        execute(opened, late, queued=True)
+    assert [request.who for request in store.queued()] == ["next"]
+    assert store.runs("test-count")[0].outcome is Outcome.QUEUED
 
 
 def test_what_is_at_work(opened: Opened) -> None:

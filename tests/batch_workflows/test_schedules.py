@@ -4,6 +4,7 @@ the scheduler, which starts what is due, waits or was interrupted."""
 from __future__ import annotations
 
 import bisect
+import contextlib
 import random
 import subprocess
 import sys
@@ -14,11 +15,16 @@ from pathlib import Path
 import pytest
 
 from batch_workflows import BadParameters, UnknownWorkflow
+from batch_workflows._clocks import wall_us
+from batch_workflows._runs_model import Policy
 from batch_workflows.control import WorkflowControl
-from batch_workflows.runs import Outcome, RunStore
+from batch_workflows.leases import CANCEL, FENCE, lease_row, run_row
+from batch_workflows.runner import find_workflow
+from batch_workflows.runs import Outcome, RunRequest, RunStore
 from batch_workflows.scheduler import RESUMED, Scheduler
 from batch_workflows.schedules import Schedule, ScheduleStore, make_schedule, parse_every
 from catalog.model import WORKFLOW_TABLE
+from manas.bases import CURRENT
 from messaging.metrics import StageMetrics
 from storage_repo import Origin, Repo
 from tests.batch_workflows.run_support import Opened, open_home, run, start
@@ -161,6 +167,25 @@ def test_missed_times_are_one_run(opened: Opened, repo: Repo, tmp_path: Path) ->
         process.wait()
 
 
+def test_a_due_time_and_its_run_are_one_step(opened: Opened, repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that dies as it has queued a run has remembered the due time: once the run is done, none follows."""
+    control, processes = WorkflowControl(repo), Processes(opened)
+    control.schedule("test-count", every="10s", parameters={"units": 1}, who="me")
+    later = us(datetime.now(UTC)) + 25_000_000
+
+    def die(self: ScheduleStore, schedule: Schedule, due_us: int) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScheduleStore, "done", die)
+    scheduler = Scheduler(repo, processes.spawn, wall=lambda: later)
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt):
+            scheduler._begin_due(control.runs, control.schedules, control.schedules.all()[0])
+        if control.runs.queued():
+            run(opened, "test-count", queued=True)
+    assert [record.number for record in control.runs.runs("test-count")] == [1]
+
+
 def test_due_while_one_runs_waits_for_its_end(opened: Opened, repo: Repo) -> None:
     """What becomes due while a run goes on is not lost and not started beside it: it is one run afterwards."""
     now = [us(START)]
@@ -215,6 +240,37 @@ def test_interrupted_runs_of_the_service_go_on(opened: Opened, repo: Repo, tmp_p
         started.wait()
 
 
+def test_a_step_of_the_clock_interrupts_no_run(
+    opened: Opened, repo: Repo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run that lives is shown as silent after the clock was set by minutes; it is asked for again only once it has
+    been watched without a sign of life for as long as its lease lasts, and never if a person cancelled it."""
+    store, scheduler = RunStore(repo), Scheduler(repo, Processes(opened).spawn)
+    elapsed = [1_000.0]
+    monkeypatch.setattr("batch_workflows.scheduler.elapsed_s", lambda: elapsed[0])
+
+    def look() -> list[int | None]:
+        elapsed[0] += 10
+        scheduler._resume_interrupted(store)
+        return [request.resume for request in store.queued()]
+
+    count = find_workflow("test-count")
+    asked = RunRequest(workflow="test-count", trigger="ui")
+    _, lease, _, _ = store.take(asked, count.lease, count.policy)
+    now = wall_us()
+    for module in ("runs", "_runs_view"):
+        monkeypatch.setattr(f"batch_workflows.{module}.wall_us", lambda: now + 120_000_000)
+    assert store.get("test-count-1").outcome is Outcome.INTERRUPTED, "as it looks by the clock"
+    for _ in range(4):
+        assert look() == [], "it gives signs of life"
+        lease.renew()
+    assert look() == [], "the first look at this silence"
+    store._commit(lambda transaction: transaction.put(WORKFLOW_TABLE, run_row("test-count", 1), CANCEL, b"by bob"))
+    assert [look() for _ in range(3)] == [[], [], []], "somebody has cancelled it"
+    store._commit(lambda transaction: transaction.delete(WORKFLOW_TABLE, run_row("test-count", 1), CANCEL))
+    assert look() == [1]
+
+
 def test_measures(opened: Opened, repo: Repo, tmp_path: Path) -> None:
     """What runs leave behind becomes gauges: age of the base, change of volume, coverage, what syncs found."""
     from batch_workflows._runs_model import Attempt, Holder, RunRecord, RunRequest
@@ -235,12 +291,39 @@ def test_measures(opened: Opened, repo: Repo, tmp_path: Path) -> None:
         ended("base-index", 1, 90, {"documents": 100, "coverage": {"bid": 0.5}}),
         ended("sync", 1, 10, {"unsynced": {"missing": 3, "stale": 1}}),
     ]
-    Scheduler(repo, Processes(opened).spawn, metrics, wall=lambda: now).measure(records)
+    scheduler = Scheduler(repo, Processes(opened).spawn, metrics, wall=lambda: now, base_dir=opened.home.base)
+    scheduler.measure(records)
     gauges = metrics.gauges
     assert gauges["base_staleness_s"] == 1_800 and gauges["base_field_coverage:bid"] == 0.99
     assert gauges["base_volume_change"] == pytest.approx(-0.1) and gauges["base_documents"] == 90
     assert (gauges["unsynced:missing"], gauges["unsynced:stale"]) == (3, 1)
     assert gauges["workflow_last_success_age_s:sync"] == 540
+    scheduler.measure([ended("sync", 2, 5, {"unsynced": {"stale": 2}}), *records])
+    assert (gauges["unsynced:missing"], gauges["unsynced:stale"]) == (0, 2), "the last sync found no missing one"
+
+
+def test_the_base_in_service_is_what_is_measured(opened: Opened, repo: Repo) -> None:
+    """Rolled back to, an older base is as old as it is, however many newer builds there were and went from record."""
+    from batch_workflows._runs_model import RunRecord, RunRequest
+
+    metrics = StageMetrics(opened.home.metrics, "workflows-0")
+    old, new = (f"20260301T{hour}0000.000000Z-{hour}" for hour in ("10", "12"))
+    records = [
+        RunRecord(
+            workflow="base-index", number=number, request=RunRequest(workflow="base-index"),
+            outcome=Outcome.SUCCEEDED, ended_us=us(START), counts={"base_version": version, "documents": documents},
+        )
+        for number, version, documents in ((2, new, 50), (1, old, 100))
+    ]  # fmt: skip
+    scheduler = Scheduler(repo, Processes(opened).spawn, metrics, wall=lambda: us(START), base_dir=opened.home.base)
+    opened.home.base.mkdir(exist_ok=True)
+    for version, hours, documents in ((new, 0.5, 50), (old, 2.5, 100)):
+        (opened.home.base / CURRENT).write_text(f"{version}\n")
+        scheduler.measure(records)
+        assert metrics.gauges["base_staleness_s"] == hours * 3_600 + 20
+        assert metrics.gauges["base_documents"] == documents
+    scheduler.measure([])
+    assert metrics.gauges["base_staleness_s"] == 2.5 * 3_600 + 20
 
 
 def test_control_asks_for_what_exists(opened: Opened, repo: Repo) -> None:
@@ -284,14 +367,21 @@ def test_a_paused_schedule_is_kept_and_makes_up_for_nothing(opened: Opened, repo
 
 
 def test_rows_that_do_not_parse_stop_nothing(opened: Opened, repo: Repo) -> None:
-    """A spoilt schedule and a spoilt request are passed over; the others are worked on."""
+    """A spoilt schedule, request or lease is passed over; the others are worked on, and all runs can be looked at."""
     control = WorkflowControl(repo)
+    _, lease, _, _ = control.runs.take(RunRequest(workflow="test-bug"), "test-bug", Policy())
+    control.runs.submit(RunRequest(workflow="test-refused", trigger="ui"), "test-refused")
     control.schedule("test-count", every="10s", who="me")
     spoil = repo.begin(Origin("test"))
     spoil.put(WORKFLOW_TABLE, "schedule/bad", "meta:schedule", b"{")
     spoil.put(WORKFLOW_TABLE, "queue/bad", "meta:request", b"[]")
+    spoil.put(WORKFLOW_TABLE, lease_row("a-bad-one"), FENCE, b"{")
+    spoil.put(WORKFLOW_TABLE, lease_row("test-refused"), FENCE, b"\xff")
     spoil.commit()
     processes = Processes(opened)
     Scheduler(repo, processes.spawn, wall=lambda: us(datetime.now(UTC)) + 3_600_000_000).tick()
-    assert [request.workflow for request in control.runs.queued()] == ["test-count"] and len(processes.started) == 1
+    assert [request.workflow for request in control.runs.queued()] == ["test-count", "test-refused"]
+    assert len(processes.started) == 1, "whose lease cannot be read waits until it can"
     processes.started[0].wait()
+    assert control.runs.get("test-bug-1").outcome is Outcome.RUNNING
+    lease.renew()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +11,21 @@ import pytest
 
 from argus import HandlerContext, Inputs, Value, load_registry
 from batch_workflows import UnknownSelection
+from batch_workflows._exceptions import RunStopped
+from batch_workflows._runs_model import RunRequest
 from batch_workflows._sync_common import Part
+from batch_workflows.execution import execute
+from batch_workflows.refresh import resync
 from batch_workflows.sync import SyncParameters, synchronize
 from batch_workflows.sync_ads import AdsSync
-from batch_workflows.sync_documents import DocumentSync
-from messaging import Position
+from batch_workflows.sync_documents import DocumentSync, ServedSync
+from batch_workflows.sync_lag import Lag
+from catalog import LaneName
+from catalog.documents import encode_document
+from messaging import OutRecord, Position, Record
+from messaging.headers import new_header
+from messaging.proto import adsindex_pb2 as pb
+from messaging.topics import DELTAS
 from tests.batch_workflows.sync_support import Chaos, filled, rebuilt, state_of, sync_of, work
 from tests.debug_ui.pipeline import Pipeline
 
@@ -174,6 +184,76 @@ def test_a_handler_that_fails_is_counted_and_the_rest_compared(
     part = DocumentSync(sync, {"performance": pipeline.source}).run("ad")
     assert (part.rows, part.failing, dict(part.unsynced)) == (24, 1, {"ad_document:derived_different": 1})
     assert [of[:3] for of in failed] == [("document", "ad/100", "handler_failed")]
+
+
+def test_a_document_that_is_published_all_the_time_is_not_unsynced(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is served differs at each look, but otherwise; once it rests, it is put right. No record is read twice."""
+    log, repo = pipeline.log, pipeline.backends.repo
+    read, looked = log.read, list[tuple[int, int]]()
+    count = 0
+
+    def reading(topic: str, partition: int, offset: int, limit: int) -> Sequence[Record]:
+        records = read(topic, partition, offset, limit)
+        looked.extend((partition, record.offset) for record in records if topic == DELTAS)
+        return records
+
+    def publish(_: float = 0.0) -> bool:
+        nonlocal count
+        count += 1
+        body, version = encode_document({"ad_id": 100, "title": f"version {count}"}), repo.snapshot().ts + count
+        delta = pb.DocumentDelta(header=new_header(LaneName.LOW, 1), document_id="100", version=version, body=body)
+        log.publish([OutRecord(DELTAS, "100", delta.SerializeToString())])
+        return True
+
+    publish()
+    monkeypatch.setattr(log, "read", reading)
+    monkeypatch.setattr(Lag, "pass_by", publish)
+    part = ServedSync(sync_of(pipeline)).run()
+    assert (dict(part.unsynced), part.repaired, part.in_flight, count) == ({}, 0, 1, 3)
+    assert len(looked) == len({*looked}) > 0
+    monkeypatch.setattr(Lag, "pass_by", lambda _: True)
+    part = ServedSync(sync_of(pipeline)).run()
+    assert (dict(part.unsynced), part.repaired, part.in_flight) == ({"served:different": 1}, 1, 0)
+
+
+def test_waiting_keeps_the_snapshot_that_is_compared(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a sync waits for what is in flight, its pin is renewed as it is between rows."""
+    repo, pinned = pipeline.backends.repo, list[str]()
+    pin, waits = repo.pin, list[int]()
+
+    def pinning(name: str, ts: int, seconds: float) -> None:
+        pinned.append(name)
+        pin(name, ts, 3_600)
+
+    def sleep(_: float) -> None:
+        waits.append(len(pinned))
+        if len(waits) > 3:
+            work(pipeline)
+
+    pipeline.sql("UPDATE pins SET title = 'Another' WHERE id = 'pin-100'")
+    pipeline.run("gateway", "updater", "wal_proxy")
+    monkeypatch.setattr(repo, "pin", pinning)
+    monkeypatch.setattr("batch_workflows._sync_common.PIN_SECONDS", 0.0)
+    monkeypatch.setattr("batch_workflows.sync._sleep", sleep)
+    execute(pipeline.backends, RunRequest(workflow="sync", parameters={"parts": ["documents"]}))
+    assert waits[0] < waits[1] < waits[2] < waits[3]
+
+
+def test_reading_everything_again_can_be_cancelled_between_pages(pipeline: Pipeline) -> None:
+    """And says how many rows of the Repo it has looked at."""
+    backends, looked = pipeline.backends, list[int]()
+
+    def cancelled() -> None:
+        raise RunStopped("by a person")
+
+    with pytest.raises(RunStopped):
+        resync(backends.ads_db, backends.catalog, backends.log, backends.repo, check=cancelled)
+    resync(backends.ads_db, backends.catalog, backends.log, backends.repo, progress=looked.append)
+    snapshot = backends.repo.snapshot()
+    rows = [row for table in backends.catalog.entity_tables() for row, _ in snapshot.scan(table.name)]
+    assert looked[-1] == len(rows) > 0
 
 
 @pytest.mark.parametrize("step", ["ads_db", "index", "documents", "served"])

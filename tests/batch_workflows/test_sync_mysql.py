@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from argus import load_registry
 from argus.sources import CachedSource, PerformanceDb
+from batch_workflows import BaseRefused
 from batch_workflows._runs_model import RunRequest
 from batch_workflows.execution import execute
 from batch_workflows.runs import RunStore
@@ -86,6 +87,23 @@ def test_a_truncated_table_is_made_whole_without_anybody(mysql: Ads, tail: Tail,
     work(tail, pipeline)
     assert living(pipeline, "ad") == {"2"}
     assert not list(pipeline.backends.repo.snapshot().scan("ad_by_ad_group", prefix="2"))
+
+
+def test_no_base_is_published_while_nobody_tails_the_binlog(mysql: Ads, tail: Tail, pipeline: Pipeline) -> None:
+    """Nothing waits for the Updater then, and the Repo looks idle: the gate sees what lies in the binlog unread."""
+
+    def build() -> JsonValue:
+        parameters: dict[str, JsonValue] = {"stored": True, "max_still_s": 0.3}
+        return execute(pipeline.backends, RunRequest(workflow="base-index", parameters=parameters)).counts["faults"]
+
+    mysql.run(PINS, ADS)
+    work(tail, pipeline)
+    assert build() == []
+    mysql.run("UPDATE ads SET name = 'unseen' WHERE id = 2")
+    with pytest.raises(BaseRefused, match=r"the Gateway stands still, with \d+ bytes of the binlog of the ads DB"):
+        build()
+    work(tail, pipeline)
+    assert build() == []
 
 
 def test_damage_is_mended_whatever_the_collation_and_the_version(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
+from batch_workflows._clocks import wall_us
 from batch_workflows._runs_model import RunRequest
 from batch_workflows.execution import execute
 from batch_workflows.runs import RunStore
@@ -89,6 +90,22 @@ def test_a_wanted_sync_runs_once_and_deletes_what_went_unseen(pipeline: Pipeline
     snapshot = backends.repo.snapshot()
     assert [row for row, cells in snapshot.scan("ad") if DELETED in cells] == ["100", "201"]
     assert not submit_wanted(pipeline.log, runs)
+
+
+def test_a_wanted_sync_that_a_person_cancels_stays_cancelled(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For an hour, whether it waited or ran; then the rows are looked for after all."""
+    runs = RunStore(pipeline.backends.repo)
+    lost_rows.ask(pipeline.log, ["ad"])
+    assert submit_wanted(pipeline.log, runs)
+    runs.cancel("sync", "bob", "not now")
+    assert not submit_wanted(pipeline.log, runs)
+    now = wall_us()
+    monkeypatch.setattr("batch_workflows.sync_requests.wall_us", lambda: now + 3_590_000_000)
+    assert not submit_wanted(pipeline.log, runs)
+    monkeypatch.setattr("batch_workflows.sync_requests.wall_us", lambda: now + 3_610_000_000)
+    assert submit_wanted(pipeline.log, runs)
 
 
 def test_a_sync_of_less_does_not_meet_the_request(pipeline: Pipeline) -> None:

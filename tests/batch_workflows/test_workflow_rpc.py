@@ -9,7 +9,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from batch_workflows.rpc import serve
+from batch_workflows._exceptions import BadParameters
+from batch_workflows._runs_model import Policy
+from batch_workflows.rpc import parse_policy, serve
 from batch_workflows.runs import RunStore
 from messaging.proto import adsindex_pb2 as pb
 from messaging.proto import adsindex_pb2_grpc as rpc
@@ -60,6 +62,17 @@ def test_schedules(client: rpc.WorkflowsStub) -> None:
     assert client.Schedule(pb.WorkflowScheduleRequest(request=request, remove=True)).schedule_json == ""
 
 
+def test_no_failure_is_allowed_by_none() -> None:
+    """--max-failures 0 is a policy of its own, not the default; nothing said is the workflow's own policy."""
+    assert parse_policy("", 0) == parse_policy("continue", 0) == Policy(max_failures=0)
+    assert parse_policy("", None) is None and parse_policy("stop", None) == Policy(on_error="stop")
+    with pytest.raises(BadParameters, match="at least 0"):
+        parse_policy("", -1)
+
+
+TOO_NEW = json.dumps({"file": "x.csv", "table": "ad", "signal": "extra", "version": 1 << 63})
+
+
 @pytest.mark.parametrize(
     "call, code, said",
     [
@@ -80,6 +93,16 @@ def test_schedules(client: rpc.WorkflowsStub) -> None:
             lambda c: c.Run(pb.WorkflowRequest(workflow="test-count", parameters_json='{"a":"' + "x" * 70_000 + '"}')),
             grpc.StatusCode.INVALID_ARGUMENT,
             "at most",
+        ),
+        (
+            lambda c: c.Run(pb.WorkflowRequest(workflow="test-count", parameters_json="[" * 60_000)),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "can be read: maximum recursion",
+        ),
+        (
+            lambda c: c.Run(pb.WorkflowRequest(workflow="backfill", parameters_json=TOO_NEW)),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "version: Input should be less than 9223372036854775808",
         ),
         (
             lambda c: c.Run(pb.WorkflowRequest(workflow="test-count", on_error="maybe")),

@@ -23,19 +23,23 @@ from messaging.home import Home
 from messaging.proto import adsindex_pb2 as pb
 from messaging.proto import adsindex_pb2_grpc as rpc
 from messaging.rpc import open_channel
+from tests.debug_ui.pipeline import Pipeline, fill
 from tests.end_to_end.command import adsindex, as_json, documents, environment, running, stage_pids, until_idle
 from tests.support import ROOT
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
+ADS = 60
 ROWS = 2_000
 """Of a slow backfill: four seconds at its rate, in which it is killed, cancelled, or the service stopped."""
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home at rest with a generated sample of 60 ads."""
+    """A home at rest with 60 ads."""
     home = tmp_path_factory.mktemp("workflows") / "home"
-    until_idle(home, "--sample", "60", "--seed", "3")
+    with closing(Pipeline.open(home)) as pipeline:
+        fill(pipeline, ADS // 2)
+        pipeline.run()
     return home
 
 
@@ -117,7 +121,7 @@ def test_ctrl_c_cancels_and_sigterm_interrupts(home: Path, tmp_path: Path) -> No
     """A run that is stopped from the keyboard is cancelled, one that is terminated is interrupted; both end cleanly,
     and the backfill waits for an Updater meanwhile, which does not run."""
     file = tmp_path / "a.csv"
-    file.write_text("id,performance_version\n" + "".join(f"{1_000_001 + n},5\n" for n in range(60)))
+    file.write_text("id,performance_version\n" + "".join(f"{ad},5\n" for ad in documents(home)))
     for number, outcome in ((signal.SIGINT, "cancelled"), (signal.SIGTERM, "interrupted")):
         process = subprocess.Popen(
             [sys.executable, "-m", "cli.main", "workflow", "run", "backfill", "--home", str(home),
@@ -159,7 +163,8 @@ def test_the_service_runs_what_is_asked_for_and_what_is_due(home: Path, tmp_path
         with open_channel(port) as channel:
             stub = rpc.WorkflowsStub(channel)
             stub.Run(pb.WorkflowRequest(workflow="collect-garbage", who="bot", why="rpc"))
-            stub.Run(pb.WorkflowRequest(workflow="backfill", parameters_json=json.dumps(slow), who="bot"))
+            slower = json.dumps({**slow, "rate": 50})  # still at work when a slow machine has begun to cancel it
+            stub.Run(pb.WorkflowRequest(workflow="backfill", parameters_json=slower, who="bot"))
         wait_for(lambda: last(home, "backfill", "running"))
         adsindex("workflow", "cancel", "backfill", "--why", "enough", home=home)
         assert wait_for(lambda: last(home, "backfill", "cancelled"))["cancel"].endswith("enough")

@@ -20,6 +20,7 @@ from messaging.kafka import open_kafka_log
 from messaging.topics import DELTAS, ensure_topics
 
 DAYS_US = 24 * 3600 * 1_000_000
+VERSION = "20260101T000000.000000Z-1"
 DELTA = [OutRecord(DELTAS, "1", b"")]
 
 
@@ -40,9 +41,9 @@ def put_base_in_service(base_dir: Path, positions: dict[int, int]) -> None:
         postings_by_field={},
         created_at="2026-01-01T00:00:00+00:00",
     )
-    (base_dir / "one").mkdir(parents=True)
-    write_manifest(base_dir / "one", manifest)
-    (base_dir / "CURRENT").write_text("one")
+    (base_dir / VERSION).mkdir(parents=True)
+    write_manifest(base_dir / VERSION, manifest)
+    (base_dir / "CURRENT").write_text(VERSION)
 
 
 def test_old_or_missing_base_is_told_in_time(

@@ -31,14 +31,14 @@ def token(client: TestClient) -> str:
     return found[1]
 
 
-def going_on(pipeline: Pipeline) -> None:
+def going_on(pipeline: Pipeline, number: int = 1) -> None:
     """Leave a run of test-count that goes on, half done, with two failed units."""
     request = RunRequest(workflow="test-count", parameters={"units": 9}, who="<b>mallory</b>", why="to see")
     record, lease, _, _ = RunStore(pipeline.backends.repo).take(request, "test-count", Policy())
     lease.show(Progress(done=450, total=1_000, unit="units", rate=12.5, eta_s=44.0))
     lease.failures = lambda: [Failures(kind="unit", reason="unlucky", count=2, examples=("3: as asked", "<i>4"))]
     lease.renew()
-    assert record.number == 1
+    assert record.number == number
 
 
 def test_a_run_that_goes_on(pipeline: Pipeline, client: TestClient) -> None:
@@ -74,9 +74,10 @@ def test_start_and_cancel(pipeline: Pipeline, client: TestClient) -> None:
     assert busy.status_code == 409 and "waits to begin already" in busy.text
     assert client.post("/workflows/run/test-count/cancel", data=form).status_code == 200
     assert store.queued() == []
-    going_on(pipeline)
-    assert client.post("/workflows/run/test-count-1/cancel", data=form).status_code == 200
-    assert store.get("test-count-1").cancel == "by me: x"
+    going_on(pipeline, 2)
+    assert store.get("test-count-1").cancel == "by me: x", "what was cancelled before it began is on record"
+    assert client.post("/workflows/run/test-count-2/cancel", data=form).status_code == 200
+    assert store.get("test-count-2").cancel == "by me: x"
 
 
 @pytest.mark.parametrize(

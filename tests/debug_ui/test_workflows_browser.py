@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Page
 
 from batch_workflows.runs import RunStore
+from batch_workflows.schedules import ScheduleStore
 from tests.debug_ui.pipeline import Pipeline
 from tests.debug_ui.test_browser import address, browser, page
 from tests.debug_ui.test_workflows import going_on
@@ -43,3 +44,41 @@ def test_a_person_follows_starts_and_cancels_runs(pipeline: Pipeline, address: s
     page.emulate_media(color_scheme="dark")
     page.goto(f"{address}/workflows")
     page.screenshot(path=tmp_path / "workflows_dark.png", full_page=True)
+
+
+def test_a_person_sets_pauses_enables_and_removes_a_schedule(
+    pipeline: Pipeline, address: str, page: Page, tmp_path: Path
+) -> None:
+    """From the list of workflows to its schedule; each button does what it says, and is refused without a name."""
+    store = ScheduleStore(pipeline.backends.repo)
+    page.goto(f"{address}/workflows")
+    page.get_by_role("row", name="sync compare").get_by_role("link", name="set a schedule").click()
+    form = page.locator("#set")
+    form.get_by_label("every so often").fill("6h")
+    form.get_by_role("button", name="Set it").click()
+    assert store.all() == [], "the browser asks for the name first"
+    form.get_by_label("who you are").fill("on-call")
+    form.get_by_label("why").fill("to know what is unsynced")
+    form.get_by_label("parameters as JSON, empty for none").fill('{"repair": false}')
+    form.get_by_role("button", name="Set it").click()
+    page.get_by_text("by on-call: to know what is unsynced").wait_for()
+    assert [(str(s), s.parameters) for s in store.all()] == [("every 6h", {"repair": False})]
+    page.screenshot(path=tmp_path / "schedule.png", full_page=True)
+    for button, then in (("Pause", "Enable"), ("Enable", "Pause")):
+        change = page.locator("#change")
+        change.get_by_label("who you are").fill("on-call")
+        change.get_by_label("why").fill("the disk is full")
+        change.get_by_role("button", name=button).click()
+        page.get_by_role("button", name=then).wait_for()
+        assert bool(store.all()[0].paused) == (button == "Pause")
+        page.screenshot(path=tmp_path / f"schedule_{button.lower()}.png", full_page=True)
+    page.get_by_role("link", name="workflows", exact=True).click()
+    page.screenshot(path=tmp_path / "workflows.png", full_page=True)
+    page.get_by_role("link", name="every 6h").click()
+    page.locator("#change").get_by_label("who you are").fill("on-call")
+    page.locator("#change").get_by_label("why").fill("enough")
+    page.get_by_role("button", name="Remove").click()
+    page.get_by_text("runs when it is asked for").wait_for()
+    assert store.all() == []
+    page.emulate_media(color_scheme="dark")
+    page.screenshot(path=tmp_path / "schedule_dark.png", full_page=True)

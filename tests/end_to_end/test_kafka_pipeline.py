@@ -69,7 +69,7 @@ def _end(home: Path, stack: Stack, victim: str) -> None:
         stack.kill("kafka")
         stack.restart("kafka")
         return
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while (values := process_file(Home.open(home), victim).read()) is None:
         assert time.monotonic() < deadline, f"{victim} does not run"
         time.sleep(0.05)
