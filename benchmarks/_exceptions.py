@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from catalog.portable import Portable
 
-class BenchmarkError(Exception):
+
+class BenchmarkError(Portable):
     """Base of all errors of the benchmarks."""
 
 

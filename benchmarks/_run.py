@@ -19,6 +19,7 @@ from benchmarks import (
     workflows,
 )
 from benchmarks._exceptions import BenchmarkFailed, UnknownBenchmark
+from benchmarks._retrieval_vectors import vector_sizes
 
 BENCHMARKS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "pipeline": pipeline.run,
@@ -48,7 +49,8 @@ def run_benchmark(
 
     A result is {"case", "metric", "ours", "peer_name", "peer", "ratio"}; a ratio above 1 means that ours is better,
     null that there is no peer. `quick` takes small sizes: does it run, not how fast is it. `stack` runs over MariaDB
-    and Kafka. `documents` and `part` are `retrieval`'s. Raises UnknownBenchmark, BenchmarkFailed, StackError.
+    and Kafka. `documents` and `part` are `retrieval`'s; vectors are as many where they are the part. Raises
+    UnknownBenchmark, BenchmarkFailed, StackError.
     """
     known = ON_THE_STACK if stack else BENCHMARKS
     if name not in known:
@@ -57,4 +59,5 @@ def run_benchmark(
         return known[name](quick)
     if name != "retrieval":
         raise BenchmarkFailed("only retrieval takes a number of documents or a part; leave them out")
-    return retrieval.run(quick, retrieval.sized(quick, documents), retrieval.parts_of(part))
+    vectors = vector_sizes(quick, documents if part == "vectors" else None)
+    return retrieval.run(quick, retrieval.sized(quick, documents), retrieval.parts_of(part), vectors)

@@ -28,8 +28,10 @@ from cli.idle import IdleWatch, outstanding
 from cli.runtime import ROOT
 from cli.supervisor import Supervisor, plan
 from manas import ManasClient, ManasError
+from messaging import Log
 from messaging.home import Home
 from messaging.metrics import Histogram, read_metrics
+from storage_repo import Repo
 
 SEED = 7
 STAGES = ("gateway", "updater", "wal_proxy", "argus", "manas")
@@ -107,6 +109,16 @@ class Service:
     ) -> None:
         self._supervisor.__exit__(kind, error, trace)
         close_backends(self._backends)
+
+    @property
+    def repo(self) -> Repo:
+        """The Storage Repo that the stages work on."""
+        return self._backends.repo
+
+    @property
+    def log(self) -> Log:
+        """Their log."""
+        return self._backends.log
 
     def load_sample(self, ads: int) -> Load:
         """Commit a generated sample in one transaction and wait until all of it is served."""

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from benchmarks._exceptions import BenchmarkFailed
-from storage_repo import Origin, Repo, RepoSchema
+from storage_repo import Origin, Repo, RepoSchema, TableLayout
 from storage_repo.hbase.connections import HbaseConnections
 from storage_repo.hbase.thrift2 import TColumnValue, TPut
 
 TABLE, FAMILY = "docs", "f"
-SCHEMA = RepoSchema.of([(TABLE, (FAMILY,))])
+SCHEMA = RepoSchema.of([(TABLE, (FAMILY,))], layouts={TABLE: TableLayout(family_deletes=False)})
 COLUMNS = (f"{FAMILY}:name", f"{FAMILY}:bid")
 ROWS_EACH = 5
 """Rows of one transaction; with two columns each, 10 cells."""

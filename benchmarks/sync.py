@@ -26,6 +26,7 @@ from batch_workflows.sync_documents import DocumentSync, ServedSync
 from batch_workflows.sync_index import IndexSync
 from batch_workflows.sync_lag import Lag
 from benchmarks._base_repo import fill
+from benchmarks._exceptions import BenchmarkFailed
 from benchmarks._report import Report, machine_of
 from catalog import Catalog, load_catalog
 from catalog.model import SOURCE_VERSION
@@ -135,8 +136,9 @@ def _measure(report: Report, home: Filled, ads: int, rounds: int) -> float:
     report.add(case, "documents against handlers: rows/s", _total(derived, "rows") / _total(derived, "seconds"))
     served = _best(rounds, lambda: [ServedSync(home.sync()).run()])
     report.add(case, "served against documents: rows/s", _total(served, "rows") / _total(served, "seconds"))
-    if wrong := sum(sum(part.unsynced.values()) for part in (*checked, *plain, *index, *derived, *served)):
-        report.note(f"{wrong} rows differed though nothing should")
+    parts = (*checked, *plain, *index, *derived, *served)
+    if wrong := sum(sum(part.unsynced.values()) + part.unsettled + part.in_flight + part.failing for part in parts):
+        raise BenchmarkFailed(f"{wrong} rows of {ads:,} ads differed or were not judged, though nothing differs")
     whole = sum(_total(parts, "seconds") for parts in (checked, index, derived, served))
     report.add(case, "all four: seconds", whole)
     stored = _damage(home)

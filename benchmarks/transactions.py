@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import structlog
+from rich.console import Console
 
 from benchmarks._report import Report, machine_of
 from benchmarks._transactions_java import JavaClient, java_client
@@ -32,14 +32,15 @@ _WITHOUT = {WRITE: "raw-write", READ: "raw-read", AGAIN: "raw-read again"}
 _RAW_TABLE = "raw"
 _SERVERS = ("hbase", "thrift", "thrift2", "omid")
 
-_log = structlog.get_logger()
+_progress = Console(stderr=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """How much of everything."""
 
-    loads: tuple[Load, ...] = (Load(1, 150), Load(16, 960), Load(64, 1_920), Load(64, 1_920, batched=True))
+    loads: tuple[Load, ...] = (Load(1, 80), Load(16, 480), Load(64, 960), Load(64, 960, batched=True))
+    """Rounds of about a minute, with Java's share."""
     rows: int = 20_000
     repeats: int = 3
     """After the first round, in which the JVMs compile."""
@@ -118,6 +119,7 @@ def _measure(sizes: Sizes, at: HbaseServers, directory: Path) -> _Cases:
         clients = {JAVA: java.pid, ASYNC: java.pid}
         for turn in range(sizes.repeats + 1):
             for kind in (UPDATE, WRITE, READ, AGAIN):
+                _progress.print(f"bench transactions: round {turn} of {sizes.repeats}, {kind}", highlight=False)
                 if kind == AGAIN:
                     ours.read_once()
                 for load in sizes.loads:
@@ -131,20 +133,16 @@ def _measure(sizes: Sizes, at: HbaseServers, directory: Path) -> _Cases:
                             if not who:
                                 repo.flush()
                                 case.costs.append(_costs(counted, repo.statistics(), measured))
-                        _log.info(
-                            "transactions", turn=turn, kind=kind, load=load, who=who or "ours", rate=measured.rate
-                        )
     return cases
 
 
 def _contestants(kind: str, load: Load, ours: Ours, java: JavaClient) -> Iterator[tuple[str, Callable[[], Measured]]]:
     """Yield who does this load, and how; ours first, without a name."""
     yield "", lambda: ours.run(kind, load)
-    threads = Load(load.in_flight, load.count)
-    if kind != AGAIN:  # it remembers nothing
-        yield JAVA, lambda: java.run(kind, threads)
-    if kind in (UPDATE, WRITE):
-        yield ASYNC, lambda: java.run(kind, threads, mode="async")
+    if kind != AGAIN and not load.batched:  # Java's client remembers nothing, and has no batches
+        yield JAVA, lambda: java.run(kind, load)
+    if kind in (UPDATE, WRITE) and not load.batched:
+        yield ASYNC, lambda: java.run(kind, load, mode="async")
     if kind in _WITHOUT:
         yield RAW, lambda: ours.run(_WITHOUT[kind], load)
 
@@ -170,7 +168,7 @@ def _costs(before: Mapping[str, int], after: Mapping[str, int], measured: Measur
     asked = 1  # by the statistics themselves
     return {
         "HBase round trips/transaction": (calls["round_trips"] - asked) / measured.count,
-        "TSO answers/transaction": calls["tso_responses"] / measured.count,
+        "TSO answers/transaction": (calls["tso_responses"] - calls["tso_pads"]) / measured.count,
         "TSO reads/transaction": calls["tso_reads"] / measured.count,
     }
 
@@ -181,7 +179,7 @@ def _report(report: Report, sizes: Sizes, cases: _Cases) -> None:
             ours = cases.get((kind, load, ""), _Case())
             way = "in one batch" if load.batched else "in threads" if load.in_flight > 1 else "serial"
             for who, prefix in ((JAVA, "java"), (ASYNC, "java-async"), (RAW, f"raw-{kind.split()[0]}")):
-                theirs = cases.get((kind, load, who))
+                theirs = cases.get((kind, load if who == RAW else _in_threads(load, sizes), who))
                 if theirs is None and (cases or who != JAVA or kind == AGAIN):
                     continue
                 _compare(report, f"{prefix}/{kind}, {load.in_flight} in flight, {way}", who, ours, theirs or _Case())
@@ -194,9 +192,10 @@ def _report(report: Report, sizes: Sizes, cases: _Cases) -> None:
         "the first; every thread has rows of its own, so none is refused"
     )
     report.note(
-        "java: Omid's own client, one process with a thread for each that is in flight; commit returns when its shadow "
-        "cells are written and its commit-table entry is removed (its default); java-async: it does both afterwards. "
-        "Ours returns when the shadow cells are written; it goes through Thrift servers, which Java does not need"
+        "java: Omid's own client, one process with a thread for each that is in flight, beside our batches too, for it "
+        "has none; commit returns when its shadow cells are written and its commit-table entry is removed (its "
+        "default); java-async: it does both afterwards. Ours returns when the shadow cells are written; it goes "
+        "through Thrift servers, which Java does not need"
     )
     report.note(
         "raw-write, raw-read: our client writes or reads the same cells through the same Thrift servers, as many at a "
@@ -211,6 +210,11 @@ def _report(report: Report, sizes: Sizes, cases: _Cases) -> None:
         "in one batch: one thread reads, changes and commits all in flight with one call each; its p50 and p99 "
         "are those of a batch. HBase round trips include the background's; TSO reads: pieces its answers came in"
     )
+
+
+def _in_threads(load: Load, sizes: Sizes) -> Load:
+    """Return the load that Java does beside this one: as many in flight, each in a thread."""
+    return next(each for each in sizes.loads if each.in_flight == load.in_flight and not each.batched)
 
 
 def _compare(report: Report, case: str, who: str, ours: _Case, theirs: _Case) -> None:

@@ -8,10 +8,10 @@ from benchmarks import sync
 
 
 def test_what_nothing_differing_costs_is_reported() -> None:
-    """Rows per second of every part, the cost against the plain way, and fewer rows read where few differ."""
+    """Rows per second of every part, the cost against the plain way, and fewer rows read where few differ; a row that
+    differs where none should ends it."""
     result = sync.run(True, sync.Sizes(ads=(150, 300), rounds=1))
     assert json.loads(json.dumps(result)) == result
-    assert not [note for note in result["notes"] if "differed" in note]
     by_metric = {(row["case"].split(" ads")[0], row["metric"]): row for row in result["results"]}
     for ads in ("150", "300"):
         for part in ("ads DB against Repo", "indexes against entities", "documents against handlers"):
