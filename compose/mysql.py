@@ -51,6 +51,9 @@ class MySqlServer(Server):
         fill_template(self.options_template, options, values, extra=extra)
         start_sql = self.directory / "init.sql"
         fill_template(self.start_sql_template, start_sql, {"ROOT_PASSWORD": self._root_password()}, mode=0o600)
+        temporary = self.directory / "tmp"
+        temporary.mkdir(mode=0o700, exist_ok=True)
+        self._give_to_server(temporary)
         data = self.directory / "data"
         if not data.exists():
             self._initialise(data, options)

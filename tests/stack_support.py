@@ -19,7 +19,7 @@ import pytest
 
 from compose import ServerInfo, ServerMissing, Stack
 from compose.process import is_free
-from tests.support import IN_CI, ROOT
+from tests.support import IN_CI, ROOT, in_memory
 
 _UNDERTAKER = """
 import shutil, sys
@@ -44,7 +44,7 @@ time otherwise. What a kill -9 of the server leaves is the same, for the kernel 
 @contextmanager
 def temporary_stack(overrides: Mapping[str, Mapping[str, str]] | None = None) -> Iterator[Stack]:
     """Yield a stack in a new directory; afterwards its servers are stopped, also when this process is killed."""
-    directory = Path(tempfile.mkdtemp(prefix="adsindex-stack-"))
+    directory = Path(tempfile.mkdtemp(prefix="adsindex-stack-", dir=in_memory()))
     directory.chmod(0o711)  # the account mysql must get through
     undertaker = subprocess.Popen(
         [sys.executable, "-c", _UNDERTAKER, str(directory)], stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True

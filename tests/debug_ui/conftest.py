@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,15 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.debug_ui.pipeline import Pipeline, fill
-
-MEMORY = Path("/dev/shm")
-"""Linux' file system in memory, where fsync is free: these tests are about what is shown, not about durability."""
-
+from tests.support import in_memory
 
 @pytest.fixture(scope="session")
 def homes() -> Iterator[Path]:
-    """A directory for homes, in memory where there is such a thing."""
-    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as directory:
+    """A directory for homes, in memory if possible: these tests are about what is shown, not about durability."""
+    with tempfile.TemporaryDirectory(dir=in_memory()) as directory:
         yield Path(directory)
 
 
