@@ -161,7 +161,7 @@ def test_threads_that_miss_the_same_key_share_a_call() -> None:
 
     first = threading.Thread(target=ask, args=("first", 0))
     first.start()
-    assert fake.entered.wait(10)
+    assert fake.entered.wait(120)
     others = [threading.Thread(target=ask, args=(f"other{n}", 1)) for n in range(3)]
     for thread in others:
         thread.start()
@@ -169,7 +169,7 @@ def test_threads_that_miss_the_same_key_share_a_call() -> None:
         threading.Event().wait(0.001)
     fake.gate.set()
     for thread in (first, *others):
-        thread.join(10)
+        thread.join(120)
     assert list(answers.values()) == [{1: "v1"}] * 4
     assert fake.calls == [[1]]
 
@@ -182,7 +182,7 @@ def test_joining_a_call_that_began_too_early_asks_again() -> None:
     answers: dict[str, dict[int, str | SourceUnavailable | None]] = {}
     first = threading.Thread(target=lambda: answers.update(first=cached.lookup_many({1: 0})))
     first.start()
-    assert fake.entered.wait(10)
+    assert fake.entered.wait(120)
     second = threading.Thread(target=lambda: answers.update(second=cached.lookup_many({1: 2})))
     second.start()
     while cached.statistics()["coalesced"] < 1:
@@ -195,8 +195,8 @@ def test_joining_a_call_that_began_too_early_asks_again() -> None:
 
     fake.lookup = stale_then_new  # type: ignore[method-assign]
     fake.gate.set()
-    first.join(10)
-    second.join(10)
+    first.join(120)
+    second.join(120)
     assert answers == {"first": {1: "v1"}, "second": {1: "new"}}
 
 
@@ -244,7 +244,7 @@ def test_lookups_of_many_ads_and_from_many_threads(tmp_path: Path) -> None:
         thread.start()
     database.upsert([row(1, clicks=2)])
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert found == [3_000] * 4
     database.close()
 

@@ -65,13 +65,13 @@ class Stage:
     def start(self) -> None:
         """Run until stopped."""
         self.thread.start()
-        assert self.ready.wait(30)
+        assert self.ready.wait(120)
 
     def stop(self) -> None:
         """Stop the thread and close the log."""
         self.context.stop.set()
         if self.thread.ident is not None:
-            self.thread.join(30)
+            self.thread.join(120)
             assert not self.thread.is_alive()
         self.log.close()
 

@@ -208,7 +208,7 @@ def test_a_server_follows_the_address_and_survives_its_absence(
     stage = threading.Thread(target=base_mirror.run, args=(context,))
     stage.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(120)
         first = built.build(engine=InlineEngine())
         _until(lambda: current_base(server_home.base) == first.base_version)
         built.world.put("pin", "p1", **{**PIN, "title": "Another title"})

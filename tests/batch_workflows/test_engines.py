@@ -147,7 +147,7 @@ def test_closing_ends_the_processes_in_the_middle_of_a_task() -> None:
         pause.wait(0.02)
     pool.close()
     pool.close()
-    thread.join(30)
+    thread.join(120)
     assert not thread.is_alive()
     assert len(ended) == 1
     assert not any(process.is_running() for process in mine)

@@ -316,7 +316,7 @@ def test_cancel_and_resume(opened: Opened) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     store.cancel("test-count-1", "on-call", "too slow")
-    thread.join(30)
+    thread.join(120)
     record = store.get("test-count-1")
     assert ended and record.outcome is Outcome.CANCELLED and record.cancel == "by on-call: too slow"
     assert record.counts["units"] == counted(opened) and 0 < counted(opened) < 2_000

@@ -64,7 +64,7 @@ def writing(pipeline: InProcess) -> Iterator[list[int]]:
         yield count
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(120)
 
 
 def test_nothing_in_flight_is_counted(pipeline: InProcess) -> None:

@@ -45,10 +45,10 @@ def address(pipeline: Pipeline) -> Iterator[str]:
     )
     thread = threading.Thread(target=stage.run, args=(context, lambda: backends), daemon=True)
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(120)
     yield f"http://127.0.0.1:{ports[0]}"
     context.stop.set()
-    thread.join(10)
+    thread.join(120)
     assert not thread.is_alive()
 
 

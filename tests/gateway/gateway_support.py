@@ -79,11 +79,11 @@ def running(home: Home) -> Iterator[tuple[StageContext, Log, int]]:
         thread = threading.Thread(target=stage.run, args=(context,), daemon=True)
         thread.start()
         try:
-            assert up.wait(20), "the stage did not become ready"
+            assert up.wait(120), "the stage did not become ready"
             yield context, log, ports[0]
         finally:
             context.stop.set()
-            thread.join(20)
+            thread.join(120)
             assert not thread.is_alive()
 
 

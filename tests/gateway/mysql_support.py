@@ -182,11 +182,11 @@ def stage_on(home: Home, url: str, **settings: str) -> Iterator[tuple[StageConte
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         try:
-            assert up.wait(30), "the stage did not become ready"
+            assert up.wait(120), "the stage did not become ready"
             yield context, log, raised
         finally:
             context.stop.set()
-            thread.join(30)
+            thread.join(120)
             assert not thread.is_alive()
 
 

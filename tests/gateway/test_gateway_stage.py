@@ -38,8 +38,8 @@ def test_wait_is_woken_by_another_process(ads: Captured) -> None:
     assert not ads.feed.wait(0, 0.05)
     code = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2]); c.commit()"
     child = subprocess.Popen([sys.executable, "-c", code, str(ads.db.path), "INSERT INTO pins (id) VALUES ('p')"])
-    assert ads.feed.wait(0, 20)
-    assert child.wait(20) == 0
+    assert ads.feed.wait(0, 120)
+    assert child.wait(120) == 0
     assert ads.logged() == [("pins", "p")]
 
 

@@ -92,7 +92,7 @@ class Writer(threading.Thread):
     def stop(self) -> None:
         """Stop after the running transaction."""
         self._done.set()
-        self.join(20)
+        self.join(120)
 
 
 @contextmanager
@@ -187,7 +187,7 @@ def test_live_changes_pass_a_snapshot(mysql: Ads, tmp_path: Path) -> None:
     seed(mysql, 4000)
     tail = Tail(mysql, tmp_path / "home")
     mysql.run("UPDATE ads SET name = 'live' WHERE id = 7777")
-    assert tail.feed._running().wait(20)
+    assert tail.feed._running().wait(120)
     batches = 0
 
     def live(changes: list[Any], _: Any) -> bool:

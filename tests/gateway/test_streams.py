@@ -133,7 +133,7 @@ def test_the_topic_read_by_key_has_exactly_the_matching_entities(paused: Catalog
         thread = threading.Thread(target=stage.run, args=(context,), daemon=True)
         thread.start()
         try:
-            assert ready.wait(20)
+            assert ready.wait(120)
             with closing(sqlite3.connect(home.ads_db, isolation_level=None)) as app:
                 app.execute(f"{CAMPAIGNS} (1, 7, 'One', 'PAUSED'), (2, 7, 'Two', 'PAUSED'), (3, 7, 'Three', 'ACTIVE')")
                 wait_published(home, log)
@@ -147,7 +147,7 @@ def test_the_topic_read_by_key_has_exactly_the_matching_entities(paused: Catalog
             assert sum(log.end_offsets(UPDATES[paused.tables["campaign"].lane]).values()) >= 6
         finally:
             context.stop.set()
-            thread.join(20)
+            thread.join(120)
         assert not thread.is_alive()
 
 

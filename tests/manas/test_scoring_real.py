@@ -98,7 +98,7 @@ def test_scoring_and_pages_over_grpc(tmp_path: Path) -> None:
     thread = threading.Thread(target=run, args=(context,))
     thread.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(120)
         with ManasClient(ports[0], CATALOG) as client:
             score = "0 - bid * quality + 100 * match(interests)"
             boost = [{"field": "interests", "value": 1, "weight": 1}]
@@ -122,6 +122,6 @@ def test_scoring_and_pages_over_grpc(tmp_path: Path) -> None:
                 client.get(["4"], ("colour",))
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(120)
         log.close()
     assert not thread.is_alive()

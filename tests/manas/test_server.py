@@ -75,13 +75,13 @@ class Stage:
 
     def client(self) -> ManasClient:
         """Wait until it is ready and connect."""
-        assert self.ready.wait(20)
+        assert self.ready.wait(120)
         return ManasClient(self.port, CATALOG)
 
     def close(self) -> None:
         """Stop it."""
         self.stop.set()
-        self._thread.join(20)
+        self._thread.join(120)
         assert not self._thread.is_alive()
 
 

@@ -317,7 +317,7 @@ def test_broker_refuses_until_all_shards_are_there(home: Home, monkeypatch: pyte
                     client.search(BROWSE)
                 assert not broker.ready.is_set()
                 monkeypatch.setattr(broker_server, "_START_SECONDS", 0.0)
-                assert broker.ready.wait(30)
+                assert broker.ready.wait(120)
                 answer = client.search(BROWSE)
                 assert (answer["partial"], list(answer["missing_shards"])) == (True, ["1/2"])
                 assert "is shard 0/2" in answer["missing_shards"]["1/2"]

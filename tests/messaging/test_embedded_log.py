@@ -55,7 +55,7 @@ def test_publish_wakes_without_the_safety_net(log: EmbeddedLog, monkeypatch: pyt
     began = time.monotonic()
     log.publish([OutRecord("t", "k", b"")])
     for thread in threads:
-        thread.join(10)
+        thread.join(120)
     assert time.monotonic() - began < 5
     assert answers == {"polled": ["k"], "waited": True}
 
@@ -70,7 +70,7 @@ def test_publishes_of_waiting_threads_share_one_fsync(log: EmbeddedLog) -> None:
 
     blocker = threading.Thread(target=lambda: log._env.write(block))
     blocker.start()
-    assert held.wait(10)
+    assert held.wait(120)
     publishers = [threading.Thread(target=log.publish, args=([OutRecord("t", "k", b"")],)) for _ in range(20)]
     for thread in publishers:
         thread.start()
@@ -80,7 +80,7 @@ def test_publishes_of_waiting_threads_share_one_fsync(log: EmbeddedLog) -> None:
     before = log.statistics()["durable_writes"]
     release.set()
     for thread in [blocker, *publishers]:
-        thread.join(10)
+        thread.join(120)
     assert log.end_offsets("t") == {0: 20}
     assert log.statistics()["durable_writes"] - before == 3  # the blocker's, the leader's, and one for the other 19
 
@@ -109,7 +109,7 @@ def test_failure_reaches_every_thread_of_the_group(log: EmbeddedLog, monkeypatch
         thread.start()
     gate.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(120)
     assert len(errors) == 6
     assert log.end_offsets("t") == {0: 0}
     monkeypatch.undo()

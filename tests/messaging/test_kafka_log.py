@@ -263,7 +263,7 @@ def test_broker_killed_and_restarted(own_stack: Stack) -> None:
             assert time.monotonic() < deadline, f"{len(acknowledged)} acknowledged, {killed_at} before the kill"
             consume(0.5)
         stop.set()
-        publisher.join(40)
+        publisher.join(120)
         assert not publisher.is_alive()
         consume(30, until=len(acknowledged))
         in_log = [

@@ -135,7 +135,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     finally:
         stop.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(120)
     assert not failed
     assert seen > 0
     metrics.flush(force=True)

@@ -195,7 +195,7 @@ class Gated(TsoClient):
     def begin(self) -> int:
         """Say that a question is about to leave, and wait."""
         self.asks.release()
-        assert self.gate.acquire(timeout=20)
+        assert self.gate.acquire(timeout=120)
         return super().begin()
 
 
@@ -224,7 +224,7 @@ def test_views_that_wait_share_a_timestamp_asked_for_after_all_of_them(gated: Ga
     oracle = Oracle(gated, WorldTime())
     with ThreadPoolExecutor(9) as pool:
         first = pool.submit(oracle.view)
-        assert gated.asks.acquire(timeout=20)
+        assert gated.asks.acquire(timeout=120)
         others = in_line(oracle, pool, 8)
         gated.gate.release(3)
         shared = {view.result() for view in others}
@@ -237,7 +237,7 @@ def test_views_fail_together_and_each_with_an_error_of_its_own(gated: Gated) -> 
     oracle = Oracle(gated, WorldTime())
     with ThreadPoolExecutor(9) as pool:
         first = pool.submit(oracle.view)
-        assert gated.asks.acquire(timeout=20)
+        assert gated.asks.acquire(timeout=120)
         others = in_line(oracle, pool, 8)
         gated.close()
         gated.gate.release(3)

@@ -118,7 +118,7 @@ def test_failed_group_fails_every_thread(installation: EmbeddedBackend) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     repo._store.env = env
     stored = len(list(repo.snapshot().scan("ad")))
     assert 3 <= len(errors) <= 6

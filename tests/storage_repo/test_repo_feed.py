@@ -126,7 +126,7 @@ def test_wait_for_changes(repo: ChangeFeedRepo) -> None:
     waiter = threading.Thread(target=lambda: results.append(repo.wait_for_changes(0, 30)))
     waiter.start()
     put(repo, "1", b"1")
-    waiter.join(20)
+    waiter.join(120)
     assert results == [True]
     assert repo.wait_for_changes(0, 0)
     assert not repo.wait_for_changes(1, 0)

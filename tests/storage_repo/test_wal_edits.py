@@ -255,7 +255,7 @@ def test_a_call_for_another_installation_is_refused_and_the_next_one_served(serv
         client.sendall(frames.open_connection("AdminService", "hbase"))
         client.sendall(request_bytes(3, entry(cell("control:status"), table=b"q_ad")))
         client.sendall(request_bytes(4, entry(cell("control:status"))))
-        assert server.calls.get(timeout=20).call_id == 4
+        assert server.calls.get(timeout=120).call_id == 4
         with client.makefile("rb") as stream:
             header = frames.read_answer(stream, rpc.ReplicateWALEntryRequest())
         assert (header.call_id, header.exception.do_not_retry) == (3, False)
@@ -282,7 +282,7 @@ def test_whoever_talks_nonsense_is_disconnected(server: Server, said: bytes) -> 
     assert server.refused == 1
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(frames.open_connection("AdminService", "hbase") + request_bytes(1, entry(cell("o:origin"))))
-        assert server.calls.get(timeout=20).batch.cells == 1
+        assert server.calls.get(timeout=120).batch.cells == 1
     server.close()
 
 

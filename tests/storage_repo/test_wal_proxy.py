@@ -125,11 +125,11 @@ class Proxy:
 
     def __enter__(self) -> None:
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(120)
 
     def __exit__(self, *exc: object) -> None:
         self._context.stop.set()
-        self._thread.join(20)
+        self._thread.join(120)
         assert not self._thread.is_alive()
 
 

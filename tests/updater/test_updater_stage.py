@@ -37,7 +37,7 @@ class Stage:
         self.context.ready = self._on_ready
         self._thread = threading.Thread(target=run, args=(self.context, self.repo))
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(120)
 
     def _on_ready(self, port: int) -> None:
         self._ports.append(port)
@@ -72,7 +72,7 @@ class Stage:
     def stop(self) -> None:
         """Stop the thread; fail if it does not end."""
         self.context.stop.set()
-        self._thread.join(20)
+        self._thread.join(120)
         assert not self._thread.is_alive()
 
     def close(self) -> None:
