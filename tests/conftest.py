@@ -92,6 +92,6 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Leave the names for `tests/run.py`, which says them last: long outputs lose their beginning."""
     path = os.environ.get("ADSINDEX_TEST_FAILURES")
-    if path and not hasattr(session.config, "workerinput"):
+    if path and _failed and not hasattr(session.config, "workerinput"):
         with Path(path).open("a") as file:
             file.writelines(f"{name} ({when})\n" for name, when in _failed.items())

@@ -12,6 +12,7 @@ import pytest
 from tests.debug_ui.pipeline import Pipeline, fill
 from tests.support import in_memory
 
+
 @pytest.fixture(scope="session")
 def homes() -> Iterator[Path]:
     """A directory for homes, in memory if possible: these tests are about what is shown, not about durability."""
